@@ -1,0 +1,1 @@
+"""A single system image cluster for Linux, in user space."""

@@ -1,0 +1,1 @@
+"""The host: builds images, runs virtual nodes, owns clusters."""

@@ -1,0 +1,1 @@
+"""A cluster on this host: its supervisor and the requests to it."""

@@ -1,0 +1,324 @@
+"""The supervisor of one cluster: it runs the nodes, confirms deaths and says who may mount."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable
+
+from ssi.common.errors import NodeLost, ProtocolError, SsiError, TimedOut, UsageError
+from ssi.common.nodes import MAX_NODE, fold_nodes
+from ssi.common.wire import Message, get_flag, get_int, get_ints, get_text
+from ssi.host.cluster.arbiter import Arbiter, Verdict
+from ssi.host.cluster.changes import Changes
+from ssi.host.cluster.member import PHASES, Member, read_tail
+from ssi.host.cluster.spec import ClusterPlace, ClusterSpec
+from ssi.host.disk import make_blank
+from ssi.host.net.faults import Faults
+from ssi.host.net.switch import Switch
+from ssi.host.uml.cmdline import NodeSpec
+from ssi.host.uml.node import VirtualNode, run_node
+
+logger = logging.getLogger(__name__)
+
+BATCH = 16
+"""Nodes started at once; more join in turns, as each join makes all others work."""
+
+BOOT_S = 60.0
+BOOT_EACH_S = 6.0
+LEAVE_S = 20.0
+
+Report = Callable[[int, str], None]
+"""Called with a node and its new phase."""
+
+
+class Supervisor:
+    """Runs the nodes of one cluster."""
+
+    def __init__(self, spec: ClusterSpec, switch: Switch, group: asyncio.TaskGroup) -> None:
+        self.spec = spec
+        self.place = ClusterPlace(spec.id)
+        self.switch = switch
+        self.faults = Faults()
+        self.members: dict[int, Member] = {}
+        self.changes = Changes()
+        self.on_message: dict[str, Callable[[Member, Message], None]] = {}
+        self.on_loss: list[Callable[[int], None]] = []
+        self._group = group
+        self._arbiter = Arbiter()
+        self._runs = 0
+        self._making_journals = False
+        self._without_journal: set[int] = set()
+        self._reports: list[Report] = []
+        self._hear: dict[str, Callable[[Member, Message], None]] = {
+            "hello": self._hear_hello, "phase": self._hear_phase, "view": self._hear_view,
+            "trouble": self._hear_trouble, "fence": self._hear_fence,
+            "no-journal": self._hear_no_journal, "journals": self._hear_journals,
+        }  # fmt: skip
+
+    # -- nodes ---------------------------------------------------------------------------------
+
+    async def start(self, nodes: Iterable[int], report: Report) -> None:
+        """Start `nodes` that are not up; return when all are ready. On failure none is left.
+
+        Raises NodeLost or TimedOut.
+        """
+        wanted = sorted(set(nodes) - self.members.keys())
+        self._reports.append(report)
+        try:
+            for first in range(0, len(wanted), BATCH):
+                await self._start_batch(wanted[first : first + BATCH])
+        except BaseException:
+            await self.crash(wanted)
+            raise
+        finally:
+            self._reports.remove(report)
+
+    async def _start_batch(self, nodes: list[int]) -> None:
+        started: dict[int, Member] = {}
+        for node in nodes:
+            started[node] = await self._boot(node)
+        within_s = BOOT_S + BOOT_EACH_S * len(self.members)
+
+        def all_up_or_one_lost() -> bool:
+            lost = any(self.members.get(n) is not started[n] for n in nodes)
+            return lost or all(started[n].ready or started[n].trouble for n in nodes)
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.changes.wait_for(all_up_or_one_lost)
+        for member in started.values():
+            self._check_up(member, within_s)
+
+    def _check_up(self, member: Member, within_s: float) -> None:
+        node = member.number
+        said = member.virtual.panic or read_tail(self.place.console_log(node))
+        said = said or read_tail(self.place.uml_log(node))
+        logs = f"its logs are {self.place.logs}/node{node}.*"
+        if self.members.get(node) is not member:
+            raise NodeLost(f"node{node} died while it booted: {said}", hint=logs)
+        if member.trouble:
+            raise SsiError(f"node{node}: {member.trouble}", hint=logs)
+        if not member.ready:
+            waits = "" if member.phase != "ring" else (
+                f": it sees {fold_nodes(member.ring)} and waits to see one that has the root"
+            )  # fmt: skip
+            raise TimedOut(
+                f"node{node} was not up after {within_s:.0f} s, but in phase "
+                f"{member.phase!r}{waits}", hint=logs,
+            )  # fmt: skip
+
+    async def _boot(self, node: int) -> Member:
+        make_blank(self.place.swap(node), self.spec.swap_mib << 20)
+        for log in (self.place.console_log(node), self.place.uml_log(node)):
+            log.unlink(missing_ok=True)
+        self._runs += 1
+        spec = NodeSpec(
+            node=node, kernel=self.spec.kernel, ramdisk=self.spec.ramdisk, root=self.place.root,
+            swap=self.place.swap(node), memory_mib=self.spec.memory_mib,
+            umid=f"n{node}-{os.getpid()}-{self._runs}", uml_dir=self.place.runtime / "uml",
+            extra=(f"ssi.token_ms={self.spec.token_ms}",),
+        )  # fmt: skip
+        running: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        network = await self.switch.attach(node)
+        self._group.create_task(self._live(spec, network, running))
+        return await running
+
+    async def _live(
+        self, spec: NodeSpec, network: socket.socket, running: asyncio.Future[Member]
+    ) -> None:
+        node = spec.node
+        member: Member | None = None
+        try:
+            async with run_node(
+                spec, network=network,
+                console_log=self.place.console_log(node), uml_log=self.place.uml_log(node),
+            ) as virtual:  # fmt: skip
+                member = self._add(virtual)
+                running.set_result(member)
+                async with asyncio.TaskGroup() as group:
+                    listening = group.create_task(self._listen(member))
+                    status = await virtual.process.wait()
+                    listening.cancel()
+                logger.info("node%d ended with status %d", node, status)
+        except OSError as error:
+            problem = SsiError(f"node{node} cannot be started: {error}")
+            if running.done():
+                logger.exception("node%d", node)
+            else:
+                running.set_exception(problem)
+        finally:
+            await self.switch.detach(node)
+            if member is not None and self.members.get(node) is member:
+                self._remove(member)
+
+    def _add(self, virtual: VirtualNode) -> Member:
+        member = Member(virtual)
+        self.members[member.number] = member
+        self._arbiter.started(member.number)
+        with self.place.groups.open("a") as groups:
+            groups.write(f"{virtual.process.group}\n")
+        self.changes.tell()
+        return member
+
+    def _remove(self, member: Member) -> None:
+        del self.members[member.number]
+        self._arbiter.died(member.number)
+        self._give_orders()
+        self._retry_mounts()
+        self._send_all({"is": "expected", "votes": self._arbiter.expected_votes})
+        for lose in self.on_loss:
+            lose(member.number)
+        self.changes.tell()
+
+    async def crash(self, nodes: Collection[int]) -> None:
+        """Kill `nodes`, as a power failure would; return when they are gone."""
+        victims = [self.members[n] for n in nodes if n in self.members]
+        for victim in victims:
+            victim.crashed = True
+        await asyncio.gather(*(victim.virtual.process.kill() for victim in victims))
+        await self.changes.wait_for(
+            lambda: not any(self.members.get(v.number) is v for v in victims)
+        )
+
+    async def stop(self, *, within_s: float = LEAVE_S) -> list[int]:
+        """Have all nodes leave in order; kill and return those that have not within the time."""
+        self._send_all({"is": "leave"})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.changes.wait_for(lambda: not self.members)
+        late = sorted(self.members)
+        await self.crash(late)
+        return late
+
+    async def apply_faults(self, faults: Faults) -> None:
+        """Let the network have these faults and no others."""
+        await self.switch.apply(faults)
+        self.faults = faults
+
+    async def watch_switch(self) -> None:
+        """Follow the switch; raises SwitchLost at its end, without which the cluster is nothing."""
+        while True:
+            port = await self.switch.wait_closed()
+            logger.info("the wire of node%d is closed", port.node)
+
+    def find(self, node: int) -> Member:
+        """Return the member `node`, or raise NodeLost."""
+        if node not in self.members:
+            raise NodeLost(
+                f"node{node} is not up in cluster {self.spec.id}",
+                hint=f"start it with `ssi add {self.spec.id} {node}`",
+            )
+        return self.members[node]
+
+    # -- what nodes say ------------------------------------------------------------------------
+
+    async def _listen(self, member: Member) -> None:
+        async for message in member.virtual.line.messages():
+            try:
+                kind = get_text(message, "is")
+                hear = self._hear.get(kind) or self.on_message.get(kind)
+                if hear is None:
+                    raise ProtocolError(f"unknown kind {kind!r:.40}")
+                hear(member, message)
+            except (ProtocolError, UsageError) as error:
+                logger.warning("refused from node%d: %s", member.number, error)
+
+    def _hear_hello(self, member: Member, message: Message) -> None:
+        if get_int(message, "node", 1, MAX_NODE) != member.number:
+            raise ProtocolError("it gives another node's number")
+        if get_flag(message, "restarted"):
+            logger.warning("node%d: its daemon was restarted", member.number)
+            for lose in self.on_loss:
+                lose(member.number)
+            for order in self._arbiter.standing_orders(member.number):
+                member.virtual.line.post({"is": order.value})
+
+    def _hear_phase(self, member: Member, message: Message) -> None:
+        phase = get_text(message, "name")
+        if phase not in PHASES:
+            raise ProtocolError(f"unknown phase {phase!r:.40}")
+        member.phase = phase
+        if phase == "mounted":
+            self._arbiter.mounted(member.number)
+            self._give_orders()
+        if phase == "left":
+            self._arbiter.died(member.number)
+            self._send_all({"is": "expected", "votes": self._arbiter.expected_votes})
+        for report in self._reports:
+            report(member.number, phase)
+        self.changes.tell()
+
+    def _hear_view(self, member: Member, message: Message) -> None:
+        members = get_ints(message, "members", 1, MAX_NODE)
+        member.ring = tuple(sorted(members))
+        member.quorate = get_flag(message, "quorate")
+        self._arbiter.saw(member.number, frozenset(members))
+        self._give_orders()
+        self.changes.tell()
+
+    def _hear_trouble(self, member: Member, message: Message) -> None:
+        member.trouble = get_text(message, "text")[:400]
+        logger.warning("node%d: %s", member.number, member.trouble)
+        self.changes.tell()
+
+    def _hear_no_journal(self, member: Member, _: Message) -> None:
+        """A node that mounted makes journals for all; one at a time, or they would be too many."""
+        mounted = [m for m in self.members.values() if m.phase in {"mounted", "ready"}]
+        self._without_journal.add(member.number)
+        if mounted and not self._making_journals:
+            self._making_journals = True
+            wanted = {"is": "journals", "wanted": len(self.members)}
+            min(mounted, key=lambda m: m.number).virtual.line.post(wanted)
+
+    def _hear_journals(self, _: Member, __: Message) -> None:
+        self._retry_mounts()
+
+    def _retry_mounts(self) -> None:
+        """Those without a journal try again; a node has made some, or has died over it."""
+        self._making_journals = False
+        for node in self._without_journal & self.members.keys():
+            self.members[node].virtual.line.post({"is": "journals", "wanted": 0})
+        self._without_journal.clear()
+
+    def _give_orders(self) -> None:
+        for node, order in self._arbiter.orders():
+            logger.info("node%d: %s", node, order.value)
+            if node in self.members:
+                self.members[node].virtual.line.post({"is": order.value})
+
+    def _send_all(self, message: Message) -> None:
+        for member in self.members.values():
+            member.virtual.line.post(message)
+
+    # -- fencing -------------------------------------------------------------------------------
+
+    def _hear_fence(self, member: Member, message: Message) -> None:
+        victim = get_int(message, "node", 1, MAX_NODE)
+        self._group.create_task(self._fence(member, victim))
+
+    async def _fence(self, requester: Member, victim: int) -> None:
+        """Judge, kill, confirm. The answer goes out only when nothing of the victim is left."""
+        verdict = self._arbiter.judge(requester.number, victim)
+        if verdict is Verdict.WAIT:
+            verdict = await self._wait_for_other_side(requester.number, victim)
+        logger.info("node%d asks to fence node%d: %s", requester.number, victim, verdict.value)
+        if verdict is Verdict.LOSE:
+            await self.crash([requester.number])
+            return
+        if verdict is not Verdict.DEAD:
+            await self.crash([victim])
+        requester.virtual.line.post({"is": "fenced", "node": victim, "dead": True})
+
+    async def _wait_for_other_side(self, requester: int, victim: int) -> Verdict:
+        grace_s = 4 * self.spec.token_ms / 1000
+        judge = self._arbiter.judge
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.changes.wait_for(lambda: judge(requester, victim) is not Verdict.WAIT)
+        except TimeoutError:
+            return judge(requester, victim, final=True)
+        return judge(requester, victim)

@@ -1,0 +1,1 @@
+"""One User-Mode Linux kernel as a process."""

@@ -1,0 +1,64 @@
+"""The command line of a virtual node: a pure function of its wishes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """What a virtual node is made of."""
+
+    node: int
+    kernel: Path
+    ramdisk: Path
+    root: Path
+    swap: Path
+    memory_mib: int
+    umid: str
+    uml_dir: Path
+    extra: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeWires:
+    """Descriptors that the UML process inherits."""
+
+    console: int
+    line: int
+    network: int
+    notify: Path
+
+
+def node_mac(node: int) -> str:
+    """Return the Ethernet address of `node`."""
+    return f"02:00:00:00:00:{node:02x}"
+
+
+def uml_argv(spec: NodeSpec, wires: NodeWires) -> list[str]:
+    """Return the command that starts the node."""
+    return [
+        os.fspath(spec.kernel),
+        f"mem={spec.memory_mib}M",
+        # Unique for each run: with a stale name UML silently takes a random one.
+        f"umid={spec.umid}",
+        f"uml_dir={spec.uml_dir}",
+        f"initrd={spec.ramdisk}",
+        # c: several nodes write to it, each knows what the others do; DLM sees to that.
+        f"ubd0c={spec.root}",
+        f"ubd1={spec.swap}",
+        # gro=1: without it the other side's large segments are lost.
+        f"vec0:transport=fd,fd={wires.network},vec=0,depth=64,gro=1,mac={node_mac(spec.node)}",
+        "con=null", f"con0=fd:{wires.console}",
+        "ssl=null", f"ssl0=fd:{wires.line}",
+        f"mconsole=notify:{wires.notify}",
+        # Processes of the node run without ptrace, clearly faster.
+        "seccomp=on",
+        # A node that panics or reboots must end: its death is what the others wait for.
+        "panic=-1", "noreboot",
+        "quiet",
+        f"ssi.node={spec.node}",
+        *spec.extra,
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What runs in a node, from the ramdisk."""

@@ -1,0 +1,114 @@
+"""How a node comes up: ring, admission, locks, root, userland. Each phase is told to the host."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from ssi.common.errors import SsiError
+from ssi.common.nodes import MAX_NODE
+from ssi.common.wire import Message, get_int
+from ssi.node import dlm, root
+from ssi.node.hostline import HostLine
+from ssi.node.members import Members
+from ssi.node.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+COROSYNC_S = 30.0
+DLM_S = 30.0
+
+
+class Boot:
+    """Brings the node up once; after a restart of the daemon it goes through what is done already."""
+
+    def __init__(
+        self, settings: Settings, host: HostLine, members: Members, group: asyncio.TaskGroup
+    ) -> None:
+        self._group = group
+        self._settings = settings
+        self._host = host
+        self._members = members
+        self._admitted = asyncio.Event()
+        host.hear("admit", self._hear_admit)
+        self._journal_made = asyncio.Event()
+        host.hear("vote", self._hear_vote)
+        host.hear("journals", self._hear_journals)
+
+    def _hear_admit(self, _: Message) -> None:
+        self._admitted.set()
+
+    def _hear_vote(self, _: Message) -> None:
+        self._members.claim_vote()
+
+    def _tell(self, phase: str) -> None:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        self._host.say("phase", name=phase, uptime=uptime)
+
+    async def run(self) -> None:
+        """Come up to a login prompt; tell the host what stands in the way if it fails."""
+        try:
+            await self._join()
+            await self._open()
+        except SsiError as error:
+            logger.exception("boot")
+            self._host.say("trouble", text=str(error))
+
+    async def _join(self) -> None:
+        self._tell("init")
+        await self._members.connect(within_s=COROSYNC_S)
+        self._tell("ring")
+        if root.is_mounted():
+            return
+        # The host is the one arbiter of who may mount: see docs/decisions/quorum.md.
+        await self._admitted.wait()
+        dlm.start_dlm()
+        await dlm.wait_ready(self._settings.node, within_s=DLM_S)
+        self._tell("locks")
+        await self._mount()
+        self._members.claim_vote()
+
+    async def _mount(self) -> None:
+        while True:
+            self._journal_made.clear()
+            try:
+                await root.mount_root(self._settings.root)
+            except root.NoJournal:
+                self._host.say("no-journal")
+                await self._journal_made.wait()
+            else:
+                return
+
+    def _hear_journals(self, message: Message) -> None:
+        """The host wants journals for so many nodes, or says that there are more now."""
+        wanted = get_int(message, "wanted", 0, MAX_NODE)
+        if wanted == 0:
+            self._journal_made.set()
+        else:
+            self._group.create_task(self._add_journals(wanted))
+
+    async def _add_journals(self, wanted: int) -> None:
+        try:
+            await root.add_journals(wanted)
+        except SsiError as error:
+            self._host.say("trouble", text=str(error))
+        else:
+            self._host.say("journals", made=wanted)
+
+    async def _open(self) -> None:
+        self._tell("mounted")
+        await root.enter_userland()
+        self._tell("ready")
+        await self._add_swap()
+
+    async def _add_swap(self) -> None:
+        if not Path(self._settings.swap).exists() or len(
+            Path("/proc/swaps").read_text().splitlines()
+        ) > 1:
+            return
+        try:
+            await root.run("mkswap", self._settings.swap)
+            await root.run("swapon", self._settings.swap)
+        except SsiError as error:
+            logger.warning("no swap: %s", error)

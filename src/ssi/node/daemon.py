@@ -1,0 +1,52 @@
+"""The node daemon: one TaskGroup with a task for each service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ssi.node.boot import Boot
+from ssi.node.commands import Commands
+from ssi.node.fence import Fence
+from ssi.node.hostline import HostLine, open_line
+from ssi.node.leave import leave, power_off
+from ssi.node.login import Login
+from ssi.node.members import Members
+from ssi.node.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def die() -> None:
+    """End the node: without corosync it is no member, and what it holds must be recovered."""
+    logger.error("corosync is gone: switching off")
+    power_off()
+
+
+async def run(settings: Settings, *, restarted: bool) -> None:
+    """Run the node of `settings` until it is switched off."""
+    host = HostLine(await open_line(settings.line))
+    host.say("hello", node=settings.node, restarted=restarted)
+    async with asyncio.TaskGroup() as group:
+        members = Members(settings.node, host)
+        members.on_gone = die
+        boot = Boot(settings, host, members, group)
+        Commands(host, group)
+        login = Login(settings.console, host)
+        leaving: list[asyncio.Task[None]] = []
+
+        def hear_leave(_: object) -> None:
+            if not leaving:
+                members.on_gone = lambda: None
+                for task in opening:
+                    task.cancel()
+                leaving.append(group.create_task(leave(host)))
+
+        async def open_node() -> None:
+            await boot.run()
+            await login.run()
+
+        host.hear("leave", hear_leave)
+        group.create_task(host.listen())
+        group.create_task(Fence(host).run())
+        opening = [group.create_task(open_node())]

@@ -1,0 +1,86 @@
+"""Follows corosync: its view goes to the host, the host's word on votes goes to corosync."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from ssi.common.errors import TimedOut
+from ssi.common.wire import Message, get_int
+from ssi.node.hostline import HostLine
+from ssi.node.quorum import CorosyncError, Quorum, RingView, Votes
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.01
+_T = TypeVar("_T")
+
+
+class Members:
+    """corosync's membership as this node sees it."""
+
+    def __init__(self, node: int, host: HostLine) -> None:
+        self._node = node
+        self._host = host
+        self._votes: Votes | None = None
+        self._expected: int | None = None
+        self.view: RingView | None = None
+        self.on_gone: Callable[[], None] = lambda: None
+        host.hear("expected", self._hear_expected)
+
+    async def connect(self, *, within_s: float) -> None:
+        """Connect to corosync, which has been started, and follow its views."""
+        try:
+            async with asyncio.timeout(within_s):
+                quorum = await self._retry(lambda: Quorum(self._see))
+                self._votes = await self._retry(Votes)
+                await self._retry(quorum.track)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"node{self._node}: corosync did not start", hint="see its corosync.log"
+            ) from error
+        asyncio.get_running_loop().add_reader(quorum.fileno(), self._dispatch, quorum)
+
+    async def _retry(self, call: Callable[[], _T]) -> _T:
+        # Its socket appears some time after its start, and nothing announces it.
+        while True:
+            try:
+                return call()
+            except CorosyncError:
+                await asyncio.sleep(RETRY_S)
+
+    def _dispatch(self, quorum: Quorum) -> None:
+        try:
+            quorum.dispatch()
+        except CorosyncError:
+            asyncio.get_running_loop().remove_reader(quorum.fileno())
+            self.on_gone()
+
+    def _see(self, view: RingView) -> None:
+        self.view = view
+        self._host.say(
+            "view", ring=view.ring, quorate=view.quorate, members=list(view.members)
+        )
+        self._apply_expected()
+
+    def _hear_expected(self, message: Message) -> None:
+        self._expected = get_int(message, "votes", 1, 127)
+        self._apply_expected()
+
+    def _apply_expected(self) -> None:
+        if self._expected is None or self._votes is None:
+            return
+        try:
+            self._votes.set_expected(self._expected)
+        except CorosyncError as error:
+            # The dead node is still in the ring: tried again at the next view.
+            logger.info("%s", error)
+        else:
+            self._expected = None
+
+    def claim_vote(self) -> None:
+        """Take a vote for this node: it has mounted the root, or is the first to."""
+        assert self._votes is not None
+        self._votes.set_votes(self._node, 1)

@@ -1,0 +1,63 @@
+"""Processes of the ramdisk that outlive the node daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LOG = "/run/ssi/daemons.log"
+
+
+def start_process(argv: list[str]) -> int:
+    """Start `argv` in a session of its own, its output in LOG; return its PID.
+
+    Light on purpose (no subprocess, no asyncio): corosync is started while these load.
+    """
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    try:
+        return os.posix_spawnp(
+            argv[0],
+            argv,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(log)
+
+
+def find_process(name: str) -> int:
+    """Return the PID of the ramdisk's process called `name`, or 0.
+
+    One in another mount namespace is a user's and only bears the name.
+    """
+    own = os.readlink("/proc/self/ns/mnt")
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            found = Path(f"/proc/{entry}/comm").read_text().rstrip("\n") == name
+            if found and os.readlink(f"/proc/{entry}/ns/mnt") == own:
+                return int(entry)
+        except OSError:
+            continue  # it has just ended
+    return 0
+
+
+def list_userland() -> list[int]:
+    """Return the PIDs of all processes outside the ramdisk's mount namespace."""
+    own = os.readlink("/proc/self/ns/mnt")
+    pids = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            # A kernel thread has no program (and kdevtmpfs a namespace of its own); a zombie neither.
+            os.readlink(f"/proc/{entry}/exe")
+            if os.readlink(f"/proc/{entry}/ns/mnt") != own:
+                pids.append(int(entry))
+        except OSError:
+            continue
+    return pids

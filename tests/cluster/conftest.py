@@ -1,0 +1,71 @@
+"""Clusters for the tests: one of three nodes that gentle tests share, others made by who needs them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssi.host.build.artifacts import find_artifacts
+from support.clusters import Cluster, Images, Ssi, copy_images, started
+from support.person import Person, normal_user
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("cluster")
+
+
+@pytest.fixture(scope="session")
+def person() -> Iterator[Person]:
+    """A normal user; at the end no process of his may be left."""
+    # Not pytest's own folder: that is closed to other users, and too deep for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="ssi-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        with normal_user(Path(folder) / "home") as person:
+            yield person
+            left = person.wait_alone()
+            assert not left, f"left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def settled(person: Person) -> Iterator[None]:
+    """No test leaves a command running."""
+    yield
+    person.settle()
+
+
+@pytest.fixture(scope="session")
+def images(person: Person) -> Images:
+    """The images that `ssi build all` made, where the person can read them."""
+    built = find_artifacts()
+    assert built.kernel, "no kernel: run `ssi build all`"
+    assert built.ramdisk, "no ramdisk: run `ssi build all`"
+    assert built.root, "no root: run `ssi build all`"
+    return copy_images(
+        Images(built.kernel, built.ramdisk, built.root), person.home.parent / "images"
+    )
+
+
+@pytest.fixture(scope="session")
+def ssi(person: Person, images: Images) -> Ssi:
+    """The command `ssi`, as the person runs it."""
+    return Ssi(person, images)
+
+
+@pytest.fixture(scope="session")
+def shared(ssi: Ssi) -> Iterator[Cluster]:
+    """A cluster of nodes 1 to 3, booted once."""
+    with started(ssi, 3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def trio(shared: Cluster) -> Iterator[Cluster]:
+    """The shared cluster with nodes 1 to 3 up. A test may crash nodes; it leaves no files."""
+    shared.restore(1, 2, 3)
+    yield shared
+    shared.restore(1, 2, 3)

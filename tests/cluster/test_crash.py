@@ -1,0 +1,84 @@
+"""Nodes die, and nothing that was acknowledged is lost."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+
+import pytest
+
+from support.clusters import Cluster, Ssi, started
+from support.journal import check_records, start_writers, wait_for_records
+
+
+def test_twenty_crashes_and_rejoins_in_a_row(trio: Cluster) -> None:
+    chance = random.Random(2002)
+    for number in range(20):
+        victim = chance.randint(1, 3)
+        trio.run(victim % 3 + 1, "sh", "-c", f"echo {number} >>/root/rounds; sync /root/rounds")
+        trio.crash(victim)
+        survivor = victim % 3 + 1
+        lines = trio.run(survivor, "cat", "/root/rounds").split()
+        assert lines == [str(n) for n in range(number + 1)]
+        trio.add(victim)
+        assert trio.run(victim, "tail", "-n1", "/root/rounds").strip() == str(number)
+    trio.run(1, "rm", "/root/rounds")
+    assert trio.sees_all(1, 2, 3)
+
+
+def test_no_acknowledged_write_is_lost(trio: Cluster) -> None:
+    writers = start_writers(trio, (1, 2, 3))
+    wait_for_records(writers, each=20)
+    trio.crash(2)
+    before = {node: len(writers[node].records) for node in (1, 3)}
+    wait_for_records(writers, more_than=before, by=20, nodes=(1, 3))
+    assert check_records(trio, writers, reader=3) == []
+    trio.run(3, "rm", "/root/journal")
+
+
+def test_the_last_one_goes_on(ssi: Ssi) -> None:
+    with started(ssi, 4) as cluster:
+        cluster.run(1, "sh", "-c", "echo all >/root/who")
+        for victim, left in ((1, (2, 3, 4)), (4, (2, 3)), (2, (3,))):
+            cluster.crash(victim)
+            cluster.run(left[0], "sh", "-c", f"echo {victim} is gone >>/root/who")
+            assert set(cluster.nodes()) == set(left)
+        assert cluster.run(3, "cat", "/root/who").count("gone") == 3
+        cluster.add(1, 2, 4)
+        assert cluster.run(1, "tail", "-n1", "/root/who") == "2 is gone\n"
+
+
+def test_two_at_once(trio: Cluster) -> None:
+    trio.run(1, "sh", "-c", "echo before >/root/two")
+    trio.crash(1, 2)
+    trio.run(3, "sh", "-c", "echo after >>/root/two")
+    trio.add(1, 2)
+    assert trio.run(2, "cat", "/root/two") == "before\nafter\n"
+    trio.run(2, "rm", "/root/two")
+
+
+def test_a_stopped_node_is_dead_and_stays_dead(trio: Cluster) -> None:
+    """A node that hangs and comes to itself later must find nothing it could still write to."""
+    group = trio.nodes()[2]["pid"]
+    subprocess.run(["pkill", "-STOP", "-g", str(group)], check=True)
+    trio.run(1, "sh", "-c", "echo x >/root/hang; sync /root/hang")  # waits until it is fenced
+    assert 2 not in trio.nodes()
+    assert subprocess.run(["pgrep", "-g", str(group)], check=False).returncode == 1
+    trio.run(1, "rm", "/root/hang")
+
+
+@pytest.mark.parametrize("survivors", [(), (2,)])
+def test_a_crash_of_all_is_repaired_at_the_next_start(
+    ssi: Ssi, survivors: tuple[int, ...]
+) -> None:
+    with started(ssi, 3) as cluster:
+        number = str(cluster.number)
+        for node in (1, 2, 3):
+            cluster.run(node, "sh", "-c", f"echo {node} >/root/n{node}; sync -f /root")
+        cluster.crash(*({1, 2, 3} - set(survivors)))
+        if survivors:
+            assert cluster.run(2, "cat", "/root/n3") == "3\n"
+            ssi("stop", number)
+        ssi("start", "3", "-c", number, *ssi.images.options)
+        said = cluster.run(1, "cat", "/root/n1", "/root/n2", "/root/n3")
+        assert said.split() == ["1", "2", "3"]

@@ -1,0 +1,166 @@
+"""Clusters under test: `ssi` as a person types it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ssi.host.disk import copy_disk
+from support.person import Person
+
+COMMAND_S = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Kernel, ramdisk and root, readable for the person."""
+
+    kernel: Path
+    ramdisk: Path
+    root: Path
+
+    @property
+    def options(self) -> list[str]:
+        """They as `ssi start` wants them."""
+        return ["-k", str(self.kernel), "-i", str(self.ramdisk), "-r", str(self.root)]
+
+
+def copy_images(images: Images, folder: Path) -> Images:
+    """Copy `images` to `folder`, where everybody can read them."""
+    folder.mkdir(exist_ok=True)
+    copies = Images(folder / "linux", folder / "ramdisk", folder / "root.img")
+    for source, target in zip(
+        (images.kernel, images.ramdisk, images.root),
+        (copies.kernel, copies.ramdisk, copies.root),
+        strict=True,
+    ):
+        copy_disk(source, target)
+        target.chmod(0o755)
+    return copies
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Ssi:
+    """Runs `ssi` as the person."""
+
+    def __init__(self, person: Person, images: Images) -> None:
+        self.person = person
+        self.images = images
+
+    def try_(self, *words: str, given: bytes | None = None, within_s: float = COMMAND_S) -> Result:
+        """Run ``ssi WORDS``; return how it ended."""
+        done = subprocess.run(
+            [*self.person.prefix, "ssi", *words], input=given or b"", capture_output=True,
+            env=self.person.environment, cwd=self.person.home, timeout=within_s, check=False,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def __call__(self, *words: str, given: bytes | None = None) -> str:
+        """Run ``ssi WORDS``, which must succeed; return what it printed."""
+        result = self.try_(*words, given=given)
+        assert result.status == 0, f"ssi {' '.join(words)}: {result}"
+        return result.out
+
+    def json(self, *words: str) -> Any:
+        """Run ``ssi WORDS --json``; return its result."""
+        return json.loads(self(*words, "--json"))
+
+
+class Cluster:
+    """A running cluster."""
+
+    def __init__(self, ssi: Ssi, number: int) -> None:
+        self.ssi = ssi
+        self.number = number
+        self.logs = ssi.person.home / f"state/ssi/{number}/log"
+
+    def try_run(self, node: int, *argv: str, **options: Any) -> Result:
+        """Run `argv` in `node`; return how it ended."""
+        return self.ssi.try_("exec", "-c", str(self.number), str(node), "--", *argv, **options)
+
+    def run(self, node: int, *argv: str, given: bytes | None = None) -> str:
+        """Run `argv` in `node`, where it must succeed; return what it printed."""
+        result = self.try_run(node, *argv, given=given)
+        assert result.status == 0, f"node{node}: {argv}: {result}"
+        return result.out
+
+    def python(self, node: int, script: str, *args: str) -> str:
+        """Run the Python `script` in `node`; return what it printed."""
+        return self.run(node, "python3", "-", *args, given=script.encode())
+
+    def start_python(self, node: int, script: str, *args: str) -> subprocess.Popen[bytes]:
+        """Start the Python `script` in `node`; its output is a pipe."""
+        words = ["ssi", "exec", "-c", str(self.number), str(node), "--", "python3", "-c", script]
+        return self.ssi.person.start(
+            [*words, *args], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def add(self, *nodes: int) -> None:
+        """Boot `nodes`."""
+        self.ssi("add", str(self.number), *map(str, nodes))
+
+    def crash(self, *nodes: int) -> None:
+        """Crash `nodes`."""
+        self.ssi("rm", str(self.number), *map(str, nodes))
+
+    def nodes(self) -> dict[int, dict[str, Any]]:
+        """Return the state of the nodes that are up."""
+        clusters = {c["id"]: c for c in self.ssi.json("ls")}
+        return {node["node"]: node for node in clusters[self.number]["nodes"]}
+
+    def restore(self, *nodes: int) -> None:
+        """Have exactly `nodes` up, whatever a test did."""
+        self.ssi("net", "heal", "-c", str(self.number))
+        if extra := set(self.nodes()) - set(nodes):
+            self.crash(*extra)
+        if missing := set(nodes) - set(self.nodes()):
+            self.add(*missing)
+        wait_until(lambda: self.sees_all(*nodes), f"all of {nodes} see each other")
+
+    def sees_all(self, *nodes: int) -> bool:
+        """Tell whether all of `nodes`, and nobody else, are in each of their rings."""
+        states = self.nodes()
+        return set(states) == set(nodes) and all(
+            state["ring"] == sorted(nodes) for state in states.values()
+        )
+
+
+@contextlib.contextmanager
+def started(ssi: Ssi, count: int, *words: str) -> Iterator[Cluster]:
+    """Run a cluster of its own; afterwards nothing of it is left."""
+    number = ssi.json("start", str(count), "--new", *ssi.images.options, *words)["id"]
+    try:
+        yield Cluster(ssi, number)
+    finally:
+        if any(c["id"] == number for c in ssi.json("ls")):
+            ssi("stop", str(number))
+        ssi("clean", "--kept", str(number))
+
+
+def wait_until(true: Callable[[], object], what: str, *, within_s: float = 60) -> None:
+    """Wait until `true()` holds: for what no event tells a person outside either."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.1)
+
+
+def is_root() -> bool:
+    """Tell whether the tests run as root."""
+    return os.getuid() == 0
