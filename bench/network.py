@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1] / "src"))
 
-from ssi.host.net import addresses
+from ssi.common import addresses
 from ssi.host.net.switch import Switch
 
 NODE_DEADLINE_S = 60

@@ -29,6 +29,13 @@ def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _width(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> int:
+    return sum(
+        2 + max([len(heading), *(len(row[key]) for row in rows)])
+        for key, heading in headings.items()
+    )
+
+
 def print_table(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> None:
     """Print `rows`, the columns being the keys of `headings`, in their order."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -36,4 +43,6 @@ def print_table(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) 
         table.add_column(heading)
     for row in rows:
         table.add_row(*(row[key] for key in headings))
-    Console(highlight=False, soft_wrap=True).print(table)
+    # A table that wraps is no table: off a terminal, and for a long list of nodes, it is as wide as
+    # it must be.
+    Console(highlight=False, width=max(80, Console().width, _width(rows, headings))).print(table)

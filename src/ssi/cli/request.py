@@ -33,7 +33,7 @@ def parse_optional_cluster(text: str | None) -> int | None:
 
 
 def split_cluster(words: Sequence[str]) -> tuple[int | None, list[int]]:
-    """Return what ``[CLUSTER] NODE…`` means; node numbers end where cluster numbers are far away."""
+    """Return what ``[CLUSTER] NODE…`` means; a cluster number has five digits, a node's not."""
     cluster = None
     if words and words[0].isascii() and words[0].isdigit() and len(words[0]) == 5:
         cluster, words = parse_cluster(words[0]), words[1:]

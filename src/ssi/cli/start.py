@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssi.cli import windows
-from ssi.cli.output import add_json, print_json, print_line
+from ssi.cli.output import add_json, print_json, print_line, talk
 from ssi.cli.request import show_phase
 from ssi.common.errors import SsiError, UsageError
 from ssi.common.nodes import MAX_NODE
@@ -14,12 +14,13 @@ from ssi.host.build.artifacts import find_artifacts
 from ssi.host.cluster.launch import StartRequest, find_free_cluster, start_cluster
 from ssi.host.cluster.spec import FIRST_ID, parse_cluster
 from ssi.host.config import Config, read_config
+from ssi.host.net.uplink import parse_published
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = verbs.add_parser("start", help="start a cluster", description=__doc__)
-    parser.add_argument("count", metavar="N", nargs="?", default="3", help="nodes 1..N (default 3)")
+    parser.add_argument("count", metavar="N", nargs="?", default="3", help="nodes 1 to N (3)")
     parser.add_argument("-r", "--root", type=Path, help="root image to copy")
     parser.add_argument("-s", "--swap", metavar="MB", default="64", help="swap of each node")
     parser.add_argument("-k", "--kernel", type=Path, help="UML kernel")
@@ -28,8 +29,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("-c", "--cluster", default=None, help=f"its number (default {FIRST_ID})")
     parser.add_argument("--new", action="store_true", help="take a cluster number not used so far")
     parser.add_argument("--fresh", action="store_true", help="discard the root it has kept")
-    parser.add_argument("-p", "--publish", metavar="[ADDR:]PORT:NODE:PORT", action="append",
-                        default=[], help="lead a port of this host to one of a node")  # fmt: skip
+    parser.add_argument("-p", "--publish", metavar="[ADDR:]PORT[:NODEPORT][@NODE]",
+                        action="append", default=[],
+                        help="lead a port of this host to one of a node (1)")  # fmt: skip
     parser.add_argument("--token", metavar="MS", default="1000",
                         help="time after which a silent node is suspected")  # fmt: skip
     parser.add_argument("--console", choices=("auto", "none", "xterm", "tmux"), default="auto",
@@ -52,6 +54,8 @@ def _image(option: Path | None, configured: Path | None, built: Path | None, wha
 
 
 def _request(args: argparse.Namespace, config: Config) -> StartRequest:
+    for text in args.publish:
+        parse_published(text)
     count = _number(args.count, "number of nodes", 1, MAX_NODE)
     built = find_artifacts()
     if args.new:
@@ -74,10 +78,14 @@ def _request(args: argparse.Namespace, config: Config) -> StartRequest:
 def run(args: argparse.Namespace) -> int:
     """Start the cluster."""
     config = read_config()
+    for note in config.notes:
+        talk.print(note)
     request = _request(args, config)
     windows.check(args.console)
     explicit_root = bool(args.root or config.root)
-    place = start_cluster(request, show_phase, explicit_root=explicit_root)
+    place, notes = start_cluster(request, show_phase, explicit_root=explicit_root)
+    for note in notes:
+        talk.print(note)
     count = len(request.nodes)
     if args.json:
         print_json({"id": place.id, "nodes": list(request.nodes)})

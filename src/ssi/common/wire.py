@@ -1,8 +1,8 @@
 """Messages as lines of JSON, read field by field into declared types.
 
-One message is one line, so a reader that comes in the middle (a daemon was restarted) is right again
-at the next newline. Bytes travel as base64. What is read here came from elsewhere: each getter
-checks the type and raises ProtocolError, and nothing else is ever used of a message.
+One message is one line, so a reader that comes in the middle (a daemon was restarted) is right
+again at the next newline. Bytes travel as base64. What is read here came from elsewhere: each
+getter checks the type and raises ProtocolError, and nothing else is ever used of a message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from ssi.common.errors import WIRE_ERRORS, ProtocolError, SsiError
 
 MAX_LINE = 128 * 1024
-"""Bytes in a message at most, newline included. The largest is a CHUNK of data as base64, or an argv."""
+"""Bytes in a message at most, newline included. The largest: a CHUNK as base64, or an argv."""
 
 CHUNK = 16 * 1024
 """Bytes of a stream in one message."""
@@ -43,7 +43,7 @@ def decode(line: bytes) -> Message:
     return message
 
 
-def _field(message: Mapping[str, object], key: str, kind: type | tuple[type, ...]) -> Any:
+def _field(message: Mapping[str, object], key: str, kind: type) -> Any:  # noqa: ANN401
     value = message.get(key)
     # bool is an int to isinstance, and nothing here means a number by true.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

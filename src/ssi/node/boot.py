@@ -21,7 +21,7 @@ DLM_S = 30.0
 
 
 class Boot:
-    """Brings the node up once; after a restart of the daemon it goes through what is done already."""
+    """Brings the node up once; a restarted daemon goes through what is done already."""
 
     def __init__(
         self, settings: Settings, host: HostLine, members: Members, group: asyncio.TaskGroup
@@ -103,9 +103,10 @@ class Boot:
         await self._add_swap()
 
     async def _add_swap(self) -> None:
-        if not Path(self._settings.swap).exists() or len(
-            Path("/proc/swaps").read_text().splitlines()
-        ) > 1:
+        if (
+            not Path(self._settings.swap).exists()
+            or len(Path("/proc/swaps").read_text().splitlines()) > 1
+        ):
             return
         try:
             await root.run("mkswap", self._settings.swap)

@@ -1,4 +1,4 @@
-"""Commands that the host runs in this node (`ssi exec`): no terminal, streams and status passed on."""
+"""Commands that the host runs in this node (`ssi exec`), without a terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import os
 import signal
 
 from ssi.common.streams import Credit
-from ssi.common.wire import CHUNK, Message, get_bytes, get_flag, get_int, get_text, get_texts
-from ssi.common.wire import put_bytes
+from ssi.common.wire import (
+    CHUNK,
+    Message,
+    get_bytes,
+    get_flag,
+    get_int,
+    get_text,
+    get_texts,
+    put_bytes,
+)
 from ssi.node.hostline import HostLine
 from ssi.node.root import USERLAND, is_mounted, userland_argv
 

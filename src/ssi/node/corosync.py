@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ssi.common.addresses import MULTICAST, NETWORK, node_address, node_name
 from ssi.common.nodes import MAX_NODE
 from ssi.node.processes import find_process, start_process
 from ssi.node.settings import Settings
 
 CONFIG = Path("/etc/corosync/corosync.conf")
-NETWORK = "192.168.50"
 
 
 def render_config(settings: Settings) -> str:
     """Return corosync.conf for the node of `settings`."""
     nodes = "".join(
-        f" node {{\n  nodeid: {n}\n  name: node{n}\n  ring0_addr: {NETWORK}.{n}\n"
+        f" node {{\n  nodeid: {n}\n  name: {node_name(n)}\n  ring0_addr: {node_address(n)}\n"
         # No vote before the root is mounted: joiners alone can then never be a quorum.
         f"  quorum_votes: 0\n }}\n"
         for n in range(1, MAX_NODE + 1)
@@ -30,8 +30,8 @@ totem {{
  transport: udp
  interface {{
   ringnumber: 0
-  bindnetaddr: {NETWORK}.0
-  mcastaddr: 239.192.50.1
+  bindnetaddr: {NETWORK}
+  mcastaddr: {MULTICAST}
   mcastport: 5405
  }}
  crypto_cipher: none

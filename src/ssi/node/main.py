@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ssi.node.corosync import NETWORK, start_corosync
+from ssi.common.addresses import GATEWAY, PREFIX_LENGTH, node_address, node_name
+from ssi.node.corosync import start_corosync
 from ssi.node.processes import start_process
 from ssi.node.settings import Settings, read_settings
 
@@ -14,11 +15,13 @@ RUN = "/run/ssi"
 
 def start_network(settings: Settings) -> None:
     """Give the interface its address and set the host name."""
-    address = f"{NETWORK}.{settings.node}/24"
+    address = f"{node_address(settings.node)}/{PREFIX_LENGTH}"
     for argv in (
-        ["hostname", f"node{settings.node}"],
+        ["hostname", node_name(settings.node)],
         ["ip", "addr", "replace", address, "broadcast", "+", "dev", settings.interface],
         ["ip", "link", "set", settings.interface, "up"],
+        # Whether somebody answers there is the host's affair.
+        ["ip", "route", "replace", "default", "via", GATEWAY],
     ):
         os.waitpid(start_process(argv), 0)
 

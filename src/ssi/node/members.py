@@ -60,9 +60,7 @@ class Members:
 
     def _see(self, view: RingView) -> None:
         self.view = view
-        self._host.say(
-            "view", ring=view.ring, quorate=view.quorate, members=list(view.members)
-        )
+        self._host.say("view", ring=view.ring, quorate=view.quorate, members=list(view.members))
         self._apply_expected()
 
     def _hear_expected(self, message: Message) -> None:

@@ -54,7 +54,7 @@ def list_userland() -> list[int]:
     pids = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            # A kernel thread has no program (and kdevtmpfs a namespace of its own); a zombie neither.
+            # A kernel thread has no program (kdevtmpfs a namespace of its own); nor has a zombie.
             os.readlink(f"/proc/{entry}/exe")
             if os.readlink(f"/proc/{entry}/ns/mnt") != own:
                 pids.append(int(entry))

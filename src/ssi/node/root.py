@@ -112,6 +112,4 @@ async def wait_unmounted(*, within_s: float) -> bool:
 
     The last reference goes with the namespace, some moments after its last process.
     """
-    return await wait_until(
-        lambda: not GFS2.exists() or not any(GFS2.iterdir()), within_s=within_s
-    )
+    return await wait_until(lambda: not GFS2.exists() or not any(GFS2.iterdir()), within_s=within_s)

@@ -1,4 +1,4 @@
-"""Waiting for what announces nothing: files of the kernel's and processes that are nobody's children."""
+"""Waiting for what announces nothing: kernel files, and processes that are nobody's children."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ async def wait_until(true: Callable[[], bool], *, within_s: float) -> bool:
     """Look until `true()` holds; False if the time is up first."""
     try:
         async with asyncio.timeout(within_s):
-            while not true():
-                await asyncio.sleep(STEP_S)  # noqa: ASYNC110 - there is no event
+            while not true():  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(STEP_S)
     except TimeoutError:
         return False
     return True

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssi.host.uml.cmdline import NodeSpec, NodeWires, node_mac, uml_argv
+from ssi.common.addresses import node_mac
+from ssi.host.uml.cmdline import NodeSpec, NodeWires, uml_argv
 from ssi.host.uml.notify import HEADER, MAGIC, Kind, Notification, NotifySocket, parse_notification
 
 SPEC = NodeSpec(
@@ -25,7 +26,7 @@ def test_command_line_says_what_the_node_is_made_of() -> None:
     assert uml_argv(SPEC, WIRES) == [
         "/k/linux", "mem=160M", "umid=n11-7-1", "uml_dir=/r/uml", "initrd=/k/ramdisk",
         "ubd0c=/s/root.img", "ubd1=/s/swap_11",
-        "vec0:transport=fd,fd=7,vec=0,depth=64,gro=1,mac=02:00:00:00:00:0b",
+        "vec0:transport=fd,fd=7,depth=64,gro=0,mtu=32000,mac=02:00:00:00:00:0b",
         "con=null", "con0=fd:5", "ssl=null", "ssl0=fd:6", "mconsole=notify:/r/uml/n11.notify",
         "seccomp=on", "panic=-1", "noreboot", "quiet", "ssi.node=11", "ssi.token_ms=1000",
     ]  # fmt: skip

@@ -17,8 +17,8 @@ from ssi.host.paths import TOP
 
 TOOLS = ("make", "gcc", "ld", "ar", "strip", "flex", "bison", "bc", "perl", "patch")
 
-OBJECTS = 1500
-"""How many lines a whole build prints, until one has been counted."""
+OBJECTS = 1300
+"""How many objects a whole build compiles, until one has been counted."""
 
 TIMESTAMP = "Thu Jan  1 00:00:00 UTC 1970"
 """In the kernel's banner: two builds of the same are the same, and ccache hits."""
@@ -26,7 +26,7 @@ TIMESTAMP = "Thu Jan  1 00:00:00 UTC 1970"
 NOT_KERNEL = frozenset({"scripts", "tools", "Documentation"})
 """Folders whose objects are for the build itself."""
 
-STEP = re.compile(r"  [A-Z]+ +\S")
+STEP = re.compile(r"  (CC|AS) +\S+\.o")
 
 
 def _make(tree: Path, *words: str) -> Command:

@@ -32,9 +32,7 @@ class Module:
 
 def find_library_folder(tree: Tree) -> str:
     """Return where the standard library of the root's newest Python 3 is."""
-    found = [
-        path for path in find(tree, "/usr/lib", "python3.*") if is_file(tree, f"{path}/os.py")
-    ]
+    found = [path for path in find(tree, "/usr/lib", "python3.*") if is_file(tree, f"{path}/os.py")]
     return max(found, key=lambda path: int(path.rpartition(".")[2]), default="")
 
 

@@ -9,13 +9,13 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ssi.common.addresses import NAME_SERVER, node_address, node_name
 from ssi.common.nodes import MAX_NODE
 from ssi.host.build.digest import list_files
 from ssi.host.build.modules import Finder, close_over_modules
 from ssi.host.build.ramdisk import own_sources
 from ssi.host.build.recipe import Recipe
 from ssi.host.build.tree import FolderTree
-from ssi.host.net.addresses import NAME_SERVER, node_address, node_name
 from ssi.host.paths import IMAGE, TOP
 
 OURS = "usr/lib/ssi"

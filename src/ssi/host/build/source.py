@@ -36,9 +36,7 @@ class Series:
         table = tomllib.loads(text)
         if unknown := table.keys() - {"oldest", "tested", "suites"}:
             raise UsageError(f"series.toml: unknown key {min(unknown)}")
-        return cls(
-            parse_version(table["oldest"]), tuple(table["tested"]), tuple(table["suites"])
-        )
+        return cls(parse_version(table["oldest"]), tuple(table["tested"]), tuple(table["suites"]))
 
 
 def parse_version(text: str) -> tuple[int, ...]:

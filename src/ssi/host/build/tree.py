@@ -78,7 +78,16 @@ class TarTree:
         for member in self._tar:
             name = posixpath.normpath("/" + member.name).replace("//", "/")
             self._members[name] = member
-            self._names.setdefault(posixpath.dirname(name), set()).add(posixpath.basename(name))
+            self._note_names(name)
+
+    def _note_names(self, path: str) -> None:
+        # Some archives have no entries for folders.
+        while path != "/":
+            path, name = posixpath.split(path)
+            names = self._names.setdefault(path, set())
+            if name in names:
+                return
+            names.add(name)
 
     def close(self) -> None:
         """Close the archive."""

@@ -49,9 +49,7 @@ class Control:
         async with server:
             await self.finished.wait()
 
-    async def _serve_one(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = Line(reader, writer)
         try:
             _check_peer(writer.get_extra_info("socket"))
@@ -91,7 +89,7 @@ class Control:
                 booting.result()
         finally:
             leaving.cancel()
-        return {"nodes": new, "cancelled": booting.cancelled()}
+        return {"nodes": new, "cancelled": booting.cancelled(), "notes": self._supervisor.notes}
 
     async def _start(self, line: Line, request: Message) -> Answer:
         started = False

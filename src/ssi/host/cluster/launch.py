@@ -144,8 +144,13 @@ def _run_supervisor(place: ClusterPlace, lock: int) -> None:
             raise SsiError(f"the supervisor did not start: {said}", hint=str(place.supervisor_log))
 
 
-def start_cluster(request: StartRequest, hear: Hear, *, explicit_root: bool) -> ClusterPlace:
-    """Start a cluster; return when all its nodes are up. A failure leaves nothing new behind."""
+def start_cluster(
+    request: StartRequest, hear: Hear, *, explicit_root: bool
+) -> tuple[ClusterPlace, list[str]]:
+    """Start a cluster; return when all its nodes are up, with notes on what it goes without.
+
+    A failure leaves nothing new behind.
+    """
     check_images(request)
     place = ClusterPlace(request.cluster)
     new = not place.state.exists()
@@ -158,15 +163,16 @@ def start_cluster(request: StartRequest, hear: Hear, *, explicit_root: bool) -> 
         _make_runtime(place)
         undo.callback(shutil.rmtree, place.runtime, ignore_errors=True)
         _run_supervisor(place, lock)
-        ask(place, {"do": "start", "nodes": list(request.nodes)}, hear)
+        answer = ask(place, {"do": "start", "nodes": list(request.nodes)}, hear)
         undo.pop_all()
-    return place
+    return place, [str(note) for note in answer["notes"]]
 
 
 def _make_runtime(place: ClusterPlace) -> None:
     base = place.runtime.parent
     base.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if base.stat().st_uid != os.getuid():
+    # lstat: below /tmp anybody could have laid a link there.
+    if base.lstat().st_uid != os.getuid() or base.is_symlink():
         raise SsiError(f"{base} belongs to somebody else", hint="set XDG_RUNTIME_DIR")
     if place.runtime.exists():  # we have the lock: nobody uses it
         shutil.rmtree(place.runtime)

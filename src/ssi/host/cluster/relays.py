@@ -1,7 +1,7 @@
 """Between a person's terminal and a node: commands (`ssi exec`) and consoles (`ssi console`).
 
-Bytes only pass through. How many may be under way is between the node and the client (common.streams),
-so a client that does not read stops its own command and nothing else.
+Bytes only pass through. How many may be under way is between the node and the client
+(common.streams), so a client that does not read stops its own command and nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Commands:
         }  # fmt: skip
         supervisor.on_loss.append(self._lose)
 
-    def _find(self, member: Member, message: Message) -> tuple[Line, asyncio.Future[Message]] | None:
+    def _find(
+        self, member: Member, message: Message
+    ) -> tuple[Line, asyncio.Future[Message]] | None:
         entry = self._running.get(wire.get_int(message, "id", 0, 2**53))
         if entry is None:
             return None  # its client has gone
@@ -73,8 +75,9 @@ class Commands:
             "ramdisk": wire.get_flag(request, "ramdisk"),
         })  # fmt: skip
         hearing = asyncio.create_task(self._pass_on(client, member, number))
+        waited: set[asyncio.Future[Any]] = {ended, hearing}
         try:
-            await asyncio.wait({ended, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 # The client is gone, as when a terminal is: the command hears of it.
                 member.virtual.line.post({"is": "signal", "id": number, "signal": SIGHUP})

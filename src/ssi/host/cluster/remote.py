@@ -38,9 +38,7 @@ class _Input:
 
     async def run(self) -> None:
         """Send until the end of it."""
-        threading.Thread(
-            target=self._read, args=(asyncio.get_running_loop(),), daemon=True
-        ).start()
+        threading.Thread(target=self._read, args=(asyncio.get_running_loop(),), daemon=True).start()
         data = b"-"
         while data:
             data = await self._chunks.get()
@@ -64,15 +62,16 @@ class _Session:
         if kind == "output":
             name = wire.get_text(message, "name")
             data = wire.get_bytes(message, "data")
-            # Blocks while nobody reads our output: then the command gets no credit, and waits, too.
+            # Blocks while nobody reads our output: the command gets no credit then, and waits.
             _write_all(_OUTPUTS[name], data)
             self._line.post({"is": "credit", "name": name, "bytes": len(data)})
         elif kind == "credit":
             self.input.credit.add(wire.get_int(message, "bytes", 1, 2**31))
 
     def pass_signal(self, number: int) -> None:
-        """Have the command get the signal we got."""
+        """Have the command get the signal we got; a second one ends ourselves."""
         self._line.post({"is": "signal", "signal": number})
+        asyncio.get_running_loop().remove_signal_handler(number)
 
 
 async def _run(place: ClusterPlace, request: Message, within_s: float | None) -> Message:
@@ -107,5 +106,3 @@ def run_command(
     if answer.get("why"):
         sys.stderr.write(f"ssi: node{node}: {answer['why']}\n")
     return wire.get_int(answer, "status", 0, 255)
-
-

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
 from ssi.common.errors import NodeLost, ProtocolError, SsiError, TimedOut, UsageError
 from ssi.common.nodes import MAX_NODE, fold_nodes
@@ -18,7 +18,8 @@ from ssi.host.cluster.member import PHASES, Member, read_tail
 from ssi.host.cluster.spec import ClusterPlace, ClusterSpec
 from ssi.host.disk import make_blank
 from ssi.host.net.faults import Faults
-from ssi.host.net.switch import Switch
+from ssi.host.net.switch import PortKind, Switch
+from ssi.host.net.uplink import NoUplink, parse_published, uplinked
 from ssi.host.uml.cmdline import NodeSpec
 from ssi.host.uml.node import VirtualNode, run_node
 
@@ -49,6 +50,8 @@ class Supervisor:
         self.on_loss: list[Callable[[int], None]] = []
         self._group = group
         self._arbiter = Arbiter()
+        self.notes: list[str] = []
+        """What the cluster goes without, for the person who starts it."""
         self._runs = 0
         self._making_journals = False
         self._without_journal: set[int] = set()
@@ -133,7 +136,7 @@ class Supervisor:
         node = spec.node
         member: Member | None = None
         try:
-            async with run_node(
+            async with self._uplinked(node), run_node(
                 spec, network=network,
                 console_log=self.place.console_log(node), uml_log=self.place.uml_log(node),
             ) as virtual:  # fmt: skip
@@ -144,8 +147,10 @@ class Supervisor:
                     status = await virtual.process.wait()
                     listening.cancel()
                 logger.info("node%d ended with status %d", node, status)
-        except OSError as error:
-            problem = SsiError(f"node{node} cannot be started: {error}")
+        except (OSError, SsiError) as error:
+            problem = error if isinstance(error, SsiError) else SsiError(
+                f"node{node} cannot be started: {error}"
+            )  # fmt: skip
             if running.done():
                 logger.exception("node%d", node)
             else:
@@ -154,6 +159,20 @@ class Supervisor:
             await self.switch.detach(node)
             if member is not None and self.members.get(node) is member:
                 self._remove(member)
+
+    @contextlib.asynccontextmanager
+    async def _uplinked(self, node: int) -> AsyncIterator[None]:
+        """Give `node` its way out, or note why it has none; raises PortTaken."""
+        published = [p for at, p in map(parse_published, self.spec.publish) if at == node]
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(uplinked(self.switch, node, published))
+            except NoUplink as error:
+                if published:
+                    raise
+                if str(error) not in self.notes:
+                    self.notes.append(str(error))
+            yield
 
     def _add(self, virtual: VirtualNode) -> Member:
         member = Member(virtual)
@@ -203,7 +222,8 @@ class Supervisor:
         """Follow the switch; raises SwitchLost at its end, without which the cluster is nothing."""
         while True:
             port = await self.switch.wait_closed()
-            logger.info("the wire of node%d is closed", port.node)
+            if port.kind is PortKind.UPLINK:
+                logger.warning("node%d has lost its way out: passt has ended", port.node)
 
     def find(self, node: int) -> Member:
         """Return the member `node`, or raise NodeLost."""

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from typing import IO, Self
 
+from ssi.common import addresses
 from ssi.common.errors import SsiError, UsageError
-from ssi.host.net import addresses
+from ssi.common.nodes import parse_node
 from ssi.host.net.switch import Switch, SwitchLost
 
 START_DEADLINE_S = 10
@@ -63,6 +64,12 @@ class Published:
 
     def __str__(self) -> str:
         return f"{self.address}:{self.host_port}"
+
+
+def parse_published(text: str) -> tuple[int, Published]:
+    """Read ``[ADDRESS:]PORT[:NODEPORT][@NODE]``: a port, and the node it leads to, else node 1."""
+    port, _, node = text.partition("@")
+    return (parse_node(node) if node else 1), Published.from_text(port)
 
 
 def find_passt() -> str:

@@ -6,6 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+from ssi.common.addresses import wire_argument
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NodeSpec:
@@ -32,11 +34,6 @@ class NodeWires:
     notify: Path
 
 
-def node_mac(node: int) -> str:
-    """Return the Ethernet address of `node`."""
-    return f"02:00:00:00:00:{node:02x}"
-
-
 def uml_argv(spec: NodeSpec, wires: NodeWires) -> list[str]:
     """Return the command that starts the node."""
     return [
@@ -49,8 +46,7 @@ def uml_argv(spec: NodeSpec, wires: NodeWires) -> list[str]:
         # c: several nodes write to it, each knows what the others do; DLM sees to that.
         f"ubd0c={spec.root}",
         f"ubd1={spec.swap}",
-        # gro=1: without it the other side's large segments are lost.
-        f"vec0:transport=fd,fd={wires.network},vec=0,depth=64,gro=1,mac={node_mac(spec.node)}",
+        wire_argument(spec.node, wires.network),
         "con=null", f"con0=fd:{wires.console}",
         "ssl=null", f"ssl0=fd:{wires.line}",
         f"mconsole=notify:{wires.notify}",

@@ -1,4 +1,4 @@
-"""One virtual node: its kernel, console, serial line, network port and notifications, as one thing."""
+"""One virtual node: kernel, console, serial line, network port and notifications as one thing."""
 
 from __future__ import annotations
 

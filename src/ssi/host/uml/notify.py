@@ -1,4 +1,4 @@
-"""What a UML kernel itself tells the host: that it panics, hangs, or what was written to /proc/mconsole."""
+"""What a UML kernel itself tells the host: that it panics, or hangs."""
 
 from __future__ import annotations
 
