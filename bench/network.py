@@ -24,6 +24,7 @@ from typing import NamedTuple
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1] / "src"))
 
 from ssi.common import addresses
+from ssi.host.build.artifacts import find_artifacts
 from ssi.host.net.switch import Switch
 
 NODE_DEADLINE_S = 60
@@ -241,13 +242,16 @@ async def run_rounds(bench: Bench, rounds: int, prefix: Sequence[str] | None) ->
 def main() -> int:
     """Return 0 when the switch carries at least TARGET of what the bridge does."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kernel", type=Path, required=True, help="a UML kernel")
+    parser.add_argument("--kernel", type=Path, help="a UML kernel (default: the one built)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=2, help="of each stream")
     args = parser.parse_args()
+    kernel = args.kernel or find_artifacts().kernel
+    if kernel is None:
+        raise SystemExit("there is no kernel: run `ssi build kernel`, or give --kernel")
     with tempfile.TemporaryDirectory(prefix="ssi-bench-") as text, bridge() as prefix:
         folder = Path(text)
-        bench = Bench(args.kernel.resolve(), make_initrd(folder), folder, args.seconds)
+        bench = Bench(kernel.resolve(), make_initrd(folder), folder, args.seconds)
         return 0 if asyncio.run(run_rounds(bench, args.rounds, prefix)) else 1
 
 

@@ -1,7 +1,11 @@
 """`python -m ssi`: the command line."""
 
+import signal
 import sys
 
-from ssi.cli.main import main
+# Ctrl-C while modules load ends us without a traceback; `main` then takes it as it should.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from ssi.cli.main import main  # noqa: E402
 
 sys.exit(main())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from ssi.host.build.artifacts import find_artifacts
+from ssi.host.paths import TOP
 from support.clusters import Cluster, Images, Ssi, copy_images, started
 from support.person import Person, normal_user
 
@@ -17,6 +19,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("cluster")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
+    """Keep the logs of all clusters when a test fails, and say where."""
+    report = yield
+    person = getattr(item, "funcargs", {}).get("person")
+    if report.failed and isinstance(person, Person):
+        kept = TOP / "build/test-logs" / f"{item.name}-{report.when}"
+        for logs in person.home.glob("state/ssi/*/log"):
+            shutil.copytree(logs, kept / logs.parent.name, dirs_exist_ok=True)
+        report.sections.append(("logs", f"kept in {kept}"))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,10 @@ def test_no_acknowledged_write_is_lost(trio: Cluster) -> None:
 
 def test_the_last_one_goes_on(ssi: Ssi) -> None:
     with started(ssi, 4) as cluster:
-        cluster.run(1, "sh", "-c", "echo all >/root/who")
+        cluster.run(1, "sh", "-c", "echo all >/root/who; sync /root/who")
         for victim, left in ((1, (2, 3, 4)), (4, (2, 3)), (2, (3,))):
             cluster.crash(victim)
-            cluster.run(left[0], "sh", "-c", f"echo {victim} is gone >>/root/who")
+            cluster.run(left[0], "sh", "-c", f"echo {victim} is gone >>/root/who; sync /root/who")
             assert set(cluster.nodes()) == set(left)
         assert cluster.run(3, "cat", "/root/who").count("gone") == 3
         cluster.add(1, 2, 4)
@@ -49,7 +49,7 @@ def test_the_last_one_goes_on(ssi: Ssi) -> None:
 
 
 def test_two_at_once(trio: Cluster) -> None:
-    trio.run(1, "sh", "-c", "echo before >/root/two")
+    trio.run(1, "sh", "-c", "echo before >/root/two; sync /root/two")
     trio.crash(1, 2)
     trio.run(3, "sh", "-c", "echo after >>/root/two")
     trio.add(1, 2)

@@ -15,7 +15,7 @@ def rings(cluster: Cluster) -> dict[int, list[int]]:
 def test_joiners_that_see_only_each_other_wait(ssi: Ssi) -> None:
     with started(ssi, 1) as cluster:
         number = str(cluster.number)
-        ssi("net", "partition", "-c", number, "1", "2,3")
+        ssi("net", "-c", number, "partition", "1", "2,3")
         joining = ssi.person.start(["ssi", "add", number, "2", "3"])
         wait_until(
             lambda: rings(cluster) == {1: [1], 2: [2, 3], 3: [2, 3]}, "the joiners' own ring"
@@ -28,13 +28,13 @@ def test_joiners_that_see_only_each_other_wait(ssi: Ssi) -> None:
             1: "ready", 2: "ring", 3: "ring",
         }  # fmt: skip
         cluster.run(1, "sh", "-c", "echo alive >/root/alive; sync /root/alive")
-        ssi("net", "heal", "-c", number)
+        ssi("net", "-c", number, "heal")
         assert joining.wait(timeout=90) == 0
         assert cluster.run(3, "cat", "/root/alive") == "alive\n"
 
 
 def test_the_larger_side_of_a_split_lives(trio: Cluster) -> None:
-    trio.ssi("net", "partition", "-c", str(trio.number), "1", "2,3")
+    trio.ssi("net", "-c", str(trio.number), "partition", "1", "2,3")
     trio.run(2, "sh", "-c", "echo 2 >/root/split; sync /root/split")
     assert set(trio.nodes()) == {2, 3}
     trio.run(3, "rm", "/root/split")
@@ -44,7 +44,7 @@ def test_of_two_one_lives(trio: Cluster) -> None:
     trio.crash(3)
     trio.run(1, "sync", "-f", "/root")
     wait_until(lambda: trio.sees_all(1, 2), "node3 is out of the ring")
-    trio.ssi("net", "partition", "-c", str(trio.number), "1", "2")
+    trio.ssi("net", "-c", str(trio.number), "partition", "1", "2")
     trio.run(1, "sh", "-c", "echo 1 >/root/split; sync /root/split")
     assert set(trio.nodes()) == {1}
     trio.run(1, "rm", "/root/split")
@@ -62,7 +62,7 @@ def test_a_hanging_majority_does_not_outvote_the_one_that_works(trio: Cluster) -
 def test_a_founder_that_dies_has_a_successor(ssi: Ssi) -> None:
     with started(ssi, 1) as cluster:
         number = str(cluster.number)
-        ssi("net", "partition", "-c", number, "1", "2,3")
+        ssi("net", "-c", number, "partition", "1", "2,3")
         joining = ssi.person.start(["ssi", "add", number, "2", "3"])
         wait_until(
             lambda: rings(cluster) == {1: [1], 2: [2, 3], 3: [2, 3]}, "the joiners' own ring"
@@ -75,8 +75,8 @@ def test_a_founder_that_dies_has_a_successor(ssi: Ssi) -> None:
 
 def test_messages_that_are_late_or_lost_do_no_harm(trio: Cluster) -> None:
     number = str(trio.number)
-    trio.ssi("net", "drop", "-c", number, "1", "2", "5%")
-    trio.ssi("net", "delay", "-c", number, "all", "20ms")
+    trio.ssi("net", "-c", number, "drop", "1", "2", "5%")
+    trio.ssi("net", "-c", number, "delay", "all", "20ms")
     for node in (1, 2, 3):
         trio.run(node, "sh", "-c", f"for i in 1 2 3; do echo {node} >>/root/late; done")
     assert len(trio.run(1, "cat", "/root/late").split()) == 9

@@ -126,12 +126,12 @@ class Cluster:
 
     def restore(self, *nodes: int) -> None:
         """Have exactly `nodes` up, whatever a test did."""
-        self.ssi("net", "heal", "-c", str(self.number))
+        self.ssi("net", "-c", str(self.number), "heal")
         if extra := set(self.nodes()) - set(nodes):
             self.crash(*extra)
         if missing := set(nodes) - set(self.nodes()):
             self.add(*missing)
-        wait_until(lambda: self.sees_all(*nodes), f"all of {nodes} see each other")
+        wait_until(lambda: self.sees_all(*nodes), f"all of {nodes} see each other: {self.nodes()}")
 
     def sees_all(self, *nodes: int) -> bool:
         """Tell whether all of `nodes`, and nobody else, are in each of their rings."""

@@ -29,4 +29,6 @@ def run(args: argparse.Namespace) -> int:
         talk.print(f"Console of node{node}; Ctrl-] detaches", style="dim")
     if attach_console(place, node):
         raise NodeLost(f"node{node} has ended")
+    if sys.stdin.isatty():
+        talk.print(f"\nDetached from node{node}", style="dim")
     return 0

@@ -31,6 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
     args = make_parser().parse_args(argv)
+    # __main__ has switched it off while modules were loaded.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status: int = args.run(args)
     except SsiError as error:

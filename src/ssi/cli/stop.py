@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 
-from ssi.cli.output import add_json, print_json, talk
+from ssi.cli.output import add_json, print_json, print_line, talk
 from ssi.cli.request import parse_optional_cluster
 from ssi.common.errors import UsageError
 from ssi.common.nodes import fold_nodes
@@ -23,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(args: argparse.Namespace) -> int:
     """Stop the cluster; return when nothing of it is left."""
-    if not args.timeout.isdigit():
+    if not re.fullmatch("[0-9]{1,4}", args.timeout):
         raise UsageError(f"{args.timeout!r} is not a number of seconds")
     place = choose_running(parse_optional_cluster(args.cluster))
     killed = stop_cluster(place, within_s=int(args.timeout))
@@ -31,4 +32,6 @@ def run(args: argparse.Namespace) -> int:
         talk.print(f"killed, as they did not leave in time: node {fold_nodes(killed)}")
     if args.json:
         print_json({"id": place.id, "killed": killed})
+    else:
+        print_line(f"Cluster {place.id} has been stopped")
     return 0

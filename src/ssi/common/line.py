@@ -64,6 +64,8 @@ class Line:
         A Unix socket that is closed with something unread in it is reset, and its peer then loses
         our last words; so read to the end of his first.
         """
+        # Whoever was receiving and has just been cancelled lets go of the reader in this turn.
+        await asyncio.sleep(0)
         with contextlib.suppress(OSError, TimeoutError):
             self._writer.write_eof()
             async with asyncio.timeout(LAST_WORDS_S):

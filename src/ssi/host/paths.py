@@ -28,6 +28,11 @@ def state_dir() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "ssi"
 
 
+def failed_boot_dir() -> Path:
+    """The logs of the last start that failed."""
+    return state_dir() / "failed-boot"
+
+
 def runtime_dir() -> Path:
     """Sockets of running clusters. Short, because a Unix socket's path has 107 bytes."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")

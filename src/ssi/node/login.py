@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssi.common.wire import Message, get_int
 from ssi.node.hostline import HostLine
+from ssi.node.processes import list_terminal
 from ssi.node.root import userland_argv
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,16 @@ class Login:
         finally:
             os.close(fd)
 
+    def _device(self) -> int:
+        return (Path("/dev") / self._console).stat().st_rdev
+
     async def run(self) -> None:
         """Start a getty, and another when a login ends, until cancelled."""
         argv = ["/sbin/agetty", "--noclear", "-L", self._console, "115200", "xterm-256color"]
         loop = asyncio.get_running_loop()
+        # A login that outlived the daemon before this one goes on, and has no parent to tell us.
+        while list_terminal(self._device()):  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(AGAIN_S)
         while True:
             started = loop.time()
             process = await asyncio.create_subprocess_exec(

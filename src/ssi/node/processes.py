@@ -48,6 +48,19 @@ def find_process(name: str) -> int:
     return 0
 
 
+def list_terminal(device: int) -> list[int]:
+    """Return the PIDs of the processes whose controlling terminal is `device`."""
+    pids = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        if int(fields[4]) == device:
+            pids.append(int(entry))
+    return pids
+
+
 def list_userland() -> list[int]:
     """Return the PIDs of all processes outside the ramdisk's mount namespace."""
     own = os.readlink("/proc/self/ns/mnt")

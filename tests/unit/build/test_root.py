@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ssi.common.errors import UsageError
-from ssi.host.build import overlay
-from ssi.host.build.installer import Installation, Outcome, installer_argv
+from ssi.common.errors import BuildError, UsageError
+from ssi.host.build import installer, overlay
+from ssi.host.build.installer import Installation, Outcome, install, installer_argv
 from ssi.host.build.options import BuildOptions
 from ssi.host.build.ramdisk import MANIFEST, Manifest, check_kernel_version
 from ssi.host.build.recipe import read_recipe
@@ -111,3 +111,31 @@ def test_kernel_versions() -> None:
     for text in ("", "x", "7", "7.2\n", "7.2;rm", "-h"):
         with pytest.raises(UsageError):
             check_kernel_version(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "trouble"),
+    [
+        ("echo no memory; exit 1", "ended without a word"),
+        ("echo no memory; sleep 600 & exit 3", "ended without a word"),
+    ],
+)
+def test_an_installer_that_dies(tmp_path: Path, script: str, trouble: str) -> None:
+    kernel, disk, log = tmp_path / "kernel", tmp_path / "disk", tmp_path / "log"
+    kernel.write_text(f"#!/bin/sh\n{script}\n")
+    kernel.chmod(0o755)
+    disk.touch()
+    with pytest.raises(BuildError, match=trouble) as caught:
+        install(Installation(kernel, disk, disk, disk, disk), log, lambda _: None)
+    assert "no memory" in str(caught.value), "the end of the console's output"
+    assert str(log) in (caught.value.hint or "")
+
+
+def test_an_installer_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, disk = tmp_path / "kernel", tmp_path / "disk"
+    kernel.write_text("#!/bin/sh\nsleep 600 & sleep 600\n")
+    kernel.chmod(0o755)
+    disk.touch()
+    monkeypatch.setattr(installer, "DEADLINE_S", 0.2)
+    with pytest.raises(BuildError, match="not ready within"):
+        install(Installation(kernel, disk, disk, disk, disk), tmp_path / "log", lambda _: None)

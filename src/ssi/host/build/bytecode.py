@@ -29,6 +29,13 @@ CLOSE = "from ssi.host.build.modules import main; main()"
 
 BUILTIN = "import sys; print(*sys.builtin_module_names)"
 
+IMPORT = """\
+import importlib, sys
+sys.path.append(sys.argv[1])
+for name in sys.stdin.read().split():
+    importlib.import_module(name)
+"""
+
 LEFT_OUT = frozenset({
     "__pycache__", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter",
     "turtledemo", "venv",
@@ -64,10 +71,7 @@ class RootPython:
                 yield path
 
     def _lay_out(self, path: str) -> None:
-        real = self._stage / path.lstrip("/")
-        real.parent.mkdir(parents=True, exist_ok=True)
-        real.write_bytes(read_file(self._tree, path))
-        real.chmod(0o755)
+        _write(self._stage / path.lstrip("/"), read_file(self._tree, path))
 
     def _argv(self, program: str, *words: str) -> list[str]:
         """Return the command that runs `program` of the root, once it is laid out."""
@@ -79,10 +83,12 @@ class RootPython:
         loader = os.fspath(self._stage / self._loader.lstrip("/"))
         return [loader, "--library-path", path, real, *words]
 
-    def _run(self, *words: str, stdin: Path = Path(os.devnull)) -> str:
+    def _run(
+        self, *words: str, stdin: Path = Path(os.devnull), home: Path | None = None, path: str = ""
+    ) -> str:
         argv = self._argv(self._program, "-sSB", "-Wignore", *words)
-        home = {"PYTHONHOME": os.fspath(self._stage / "usr"), "PYTHONPATH": os.fspath(TOP / "src")}
-        return run(Command(argv, env=home, stdin=stdin))
+        env = {"PYTHONHOME": os.fspath((home or self._stage) / "usr"), "PYTHONPATH": path}
+        return run(Command(argv, env=env, stdin=stdin))
 
     def list_applets(self, busybox: str) -> list[str]:
         """Return the paths of the applets of the root's `busybox`, without leading slashes."""
@@ -96,9 +102,12 @@ class RootPython:
             "top": os.fspath(self._stage), "names": sorted(set(names)), "without": sorted(without),
             "folders": [self._library, f"{self._library}/lib-dynload"],
         }  # fmt: skip
+        ours = os.fspath(TOP / "src")
         todo = self._stage / "request.json"
         todo.write_text(json.dumps(request))
-        modules = [Module(**fields) for fields in json.loads(self._run("-c", CLOSE, stdin=todo))]
+        modules = [
+            Module(**fields) for fields in json.loads(self._run("-c", CLOSE, stdin=todo, path=ours))
+        ]
         return sorted(modules, key=lambda module: module.path)
 
     def compile(self, sources: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -114,3 +123,22 @@ class RootPython:
         return {
             path: (self._stage / f"{index}.pyc").read_bytes() for index, path in enumerate(sources)
         }
+
+    def check_imports(self, files: Mapping[str, bytes], folder: str, names: Iterable[str]) -> None:
+        """Import the modules `names` where nothing but `files` is there to be imported.
+
+        Ours are in `folder`. Raises BuildError with the traceback of what is missing.
+        """
+        home = self._stage / "alone"
+        for path, data in files.items():
+            _write(home / path.lstrip("/"), data)
+        todo = self._stage / "names"
+        todo.write_text("\n".join(names))
+        ours = os.fspath(home / folder.lstrip("/"))
+        self._run("-c", IMPORT, ours, stdin=todo, home=home)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(0o755)

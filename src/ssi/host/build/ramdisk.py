@@ -10,6 +10,7 @@ import stat
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import zstandard
@@ -85,6 +86,13 @@ def own_sources() -> Iterator[Path]:
     yield SOURCES / "__init__.py"
     for package in PACKAGES:
         yield from (path for path in list_files(SOURCES / package) if path.suffix == ".py")
+
+
+def _module_names() -> Iterator[str]:
+    """Yield the names of our modules in a ramdisk."""
+    for path in own_sources():
+        relative = path.relative_to(SOURCES.parent).with_suffix("")
+        yield ".".join(relative.parts).removesuffix(".__init__")
 
 
 class RamdiskBuilder:
@@ -181,9 +189,10 @@ class RamdiskBuilder:
 
     def _add_modules(self, modules: Iterable[Module]) -> None:
         sources: dict[str, bytes] = {}
+        files: dict[str, bytes] = {}
         for module in modules:
             if module.extension:
-                self._add_from_root(module.path)
+                files[module.path] = read_file(self._tree, module.path)
                 self._elf.append(module.path)
             else:
                 sources[module.path] = read_file(self._tree, module.path)
@@ -192,19 +201,21 @@ class RamdiskBuilder:
             for path in own_sources()
         }
         for path, code in self._python.compile({**sources, **ours}).items():
-            self._add_bytecode(path, code, ours.get(path))
+            files[self._place_bytecode(path, ours=path in ours)] = code
+        # Ours come with their source, so that a traceback shows lines.
+        files |= ours
+        self._python.check_imports(files, OURS, [*self._manifest.modules, *_module_names()])
+        for path, data in files.items():
+            executable = path.endswith(".so")
+            self._add(cpio.make_file(path, partial(bytes, data), executable=executable))
 
-    def _add_bytecode(self, path: str, code: bytes, source: bytes | None) -> None:
-        if source is None:
-            # Bytecode alone, where the source would be: half the room.
-            self._add(cpio.make_file(f"{path}c", lambda: code))
-            return
-        # Ours comes with its source, so that a traceback shows lines.
+    def _place_bytecode(self, path: str, *, ours: bool) -> str:
+        """Return where the bytecode of `path` goes: to the source's place if that is left out."""
+        if not ours:
+            return f"{path}c"
         tag = "cpython-" + posixpath.basename(self._library).removeprefix("python").replace(".", "")
         folder, name = posixpath.split(path)
-        cache = f"{folder}/__pycache__/{name.removesuffix('.py')}.{tag}.pyc"
-        self._add(cpio.make_file(cache, lambda: code))
-        self._add(cpio.make_file(path, lambda: source))
+        return f"{folder}/__pycache__/{name.removesuffix('.py')}.{tag}.pyc"
 
     def _add_libraries(self) -> None:
         folders = library_folders(self._tree)

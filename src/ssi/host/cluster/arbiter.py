@@ -58,6 +58,14 @@ class Arbiter:
         if node in self._nodes:
             self._nodes[node].admitted = self._nodes[node].votes = True
 
+    def not_noticed(self, dead: int) -> frozenset[int]:
+        """Return the voters who still see the dead node in their ring.
+
+        Until there are none it must not come back: its next life would be taken for the former
+        one, which they are about to have fenced.
+        """
+        return frozenset(n for n in self.voters - {dead} if dead in self._nodes[n].view)
+
     def standing_orders(self, node: int) -> list[Order]:
         """Return what `node` was told so far, for a daemon that was restarted."""
         known = self._nodes.get(node, _Node())

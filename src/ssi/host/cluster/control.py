@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 
+BEGIN_S = 10.0
+"""Within this time a cluster must be told what to start."""
+
 
 class Control:
     """Serves requests to one supervisor."""
@@ -30,6 +33,7 @@ class Control:
     def __init__(self, supervisor: Supervisor, started: float) -> None:
         self._supervisor = supervisor
         self._started = started
+        self._begun = False
         self._commands = Commands(supervisor)
         self.finished = asyncio.Event()
         """Set when the cluster is to end."""
@@ -46,6 +50,9 @@ class Control:
         path.chmod(0o600)
         os.write(ready, b"1")
         os.close(ready)
+        # Whoever started us may have died before he could say what for.
+        loop = asyncio.get_running_loop()
+        loop.call_later(BEGIN_S, lambda: self._begun or self.finished.set())
         async with server:
             await self.finished.wait()
 
@@ -93,6 +100,7 @@ class Control:
 
     async def _start(self, line: Line, request: Message) -> Answer:
         started = False
+        self._begun = True
         try:
             answer = await self._boot(line, request)
             started = not answer["cancelled"]

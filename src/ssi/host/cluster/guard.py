@@ -43,8 +43,11 @@ def main() -> int:
     become_subreaper()
     # Its end is the supervisor's business: whoever wants the cluster to end asks that.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Whenever SIGTERM comes, it reaches the supervisor, or finds that there is none yet.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         from ssi.host.cluster import main as supervisor  # noqa: PLC0415 - only the child loads asyncio
 
         os._exit(supervisor.main(place, ready))
@@ -54,6 +57,7 @@ def main() -> int:
         os.kill(pid, number)
 
     signal.signal(signal.SIGTERM, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _, status = os.waitpid(pid, 0)
     _end_all()
     shutil.rmtree(place.runtime, ignore_errors=True)

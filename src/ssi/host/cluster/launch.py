@@ -16,8 +16,9 @@ from ssi.common.errors import SsiError
 from ssi.host.cluster.client import Hear, ask
 from ssi.host.cluster.member import read_tail
 from ssi.host.cluster.spec import FIRST_ID, LAST_ID, ClusterPlace, ClusterSpec
+from ssi.host.cluster.stopping import END_S, wait_unlocked
 from ssi.host.disk import copy_disk
-from ssi.host.paths import TOP
+from ssi.host.paths import TOP, failed_boot_dir
 
 GFS2_SUPERBLOCK = 64 * 1024
 GFS2_MAGIC = b"\x01\x16\x19\x70"
@@ -124,13 +125,13 @@ def _write_spec(place: ClusterPlace, request: StartRequest) -> None:
     partial.rename(place.spec)
 
 
-def _run_supervisor(place: ClusterPlace, lock: int) -> None:
-    """Start the cluster's process; return when its control socket is there."""
+def _run_supervisor(place: ClusterPlace, lock: int) -> subprocess.Popen[bytes]:
+    """Start the cluster's process; return it when its control socket is there."""
     read_end, write_end = os.pipe()
     place.supervisor_log.unlink(missing_ok=True)
     with os.fdopen(read_end, "rb") as ready, place.supervisor_log.open("ab") as log:
         try:
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ssi.host.cluster.guard",
                  str(place.id), str(lock), str(write_end)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -139,9 +140,29 @@ def _run_supervisor(place: ClusterPlace, lock: int) -> None:
             )  # fmt: skip
         finally:
             os.close(write_end)
-        if not ready.read(1):
+        try:
+            begun = ready.read(1)
+        except BaseException:  # Ctrl-C, and it would wait for a request
+            process.terminate()
+            raise
+        if not begun:
             said = read_tail(place.supervisor_log)
             raise SsiError(f"the supervisor did not start: {said}", hint=str(place.supervisor_log))
+    return process
+
+
+@contextlib.contextmanager
+def _logs_kept(place: ClusterPlace) -> Iterator[None]:
+    """Keep the logs of the last boot that failed; its cluster may be gone with its folder."""
+    try:
+        yield
+    except SsiError as error:
+        kept = failed_boot_dir()
+        shutil.rmtree(kept, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a full disk is no reason to say something else
+            shutil.copytree(place.logs, kept)
+            error.hint = f"its logs are kept in {kept}"
+        raise
 
 
 def start_cluster(
@@ -153,27 +174,36 @@ def start_cluster(
     """
     check_images(request)
     place = ClusterPlace(request.cluster)
-    new = not place.state.exists()
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with locked(place) as lock, contextlib.ExitStack() as undo:
-        if new:
+    with contextlib.ExitStack() as undo, locked(place) as lock:
+        if not place.spec.exists():
             undo.callback(shutil.rmtree, place.state, ignore_errors=True)
         _prepare_root(place, request, explicit=explicit_root)
         _write_spec(place, request)
-        _make_runtime(place)
+        _make_runtime_base(place)
         undo.callback(shutil.rmtree, place.runtime, ignore_errors=True)
-        _run_supervisor(place, lock)
-        answer = ask(place, {"do": "start", "nodes": list(request.nodes)}, hear)
+        _make_runtime(place)
+        # Runs when our own hold on the lock is gone: what is left then is the supervisor, which
+        # ends as soon as it sees us go, and must not lose its folders before.
+        undo.callback(wait_unlocked, place, END_S)
+        supervisor = _run_supervisor(place, lock)
+        # It may not have heard of us yet.
+        undo.callback(supervisor.terminate)
+        with _logs_kept(place):
+            answer = ask(place, {"do": "start", "nodes": list(request.nodes)}, hear)
         undo.pop_all()
     return place, [str(note) for note in answer["notes"]]
 
 
-def _make_runtime(place: ClusterPlace) -> None:
+def _make_runtime_base(place: ClusterPlace) -> None:
     base = place.runtime.parent
     base.mkdir(parents=True, exist_ok=True, mode=0o700)
     # lstat: below /tmp anybody could have laid a link there.
     if base.lstat().st_uid != os.getuid() or base.is_symlink():
         raise SsiError(f"{base} belongs to somebody else", hint="set XDG_RUNTIME_DIR")
+
+
+def _make_runtime(place: ClusterPlace) -> None:
     if place.runtime.exists():  # we have the lock: nobody uses it
         shutil.rmtree(place.runtime)
     (place.runtime / "uml").mkdir(parents=True, mode=0o700)

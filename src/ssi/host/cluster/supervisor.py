@@ -82,9 +82,10 @@ class Supervisor:
 
     async def _start_batch(self, nodes: list[int]) -> None:
         started: dict[int, Member] = {}
+        within_s = BOOT_S + BOOT_EACH_S * (len(self.members) + len(nodes))
         for node in nodes:
+            await self._wait_noticed(node, within_s)
             started[node] = await self._boot(node)
-        within_s = BOOT_S + BOOT_EACH_S * len(self.members)
 
         def all_up_or_one_lost() -> bool:
             lost = any(self.members.get(n) is not started[n] for n in nodes)
@@ -95,6 +96,18 @@ class Supervisor:
                 await self.changes.wait_for(all_up_or_one_lost)
         for member in started.values():
             self._check_up(member, within_s)
+
+    async def _wait_noticed(self, node: int, within_s: float) -> None:
+        """Wait until nobody sees a former life of `node` any more."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.changes.wait_for(lambda: not self._arbiter.not_noticed(node))
+        except TimeoutError as error:
+            blind = fold_nodes(self._arbiter.not_noticed(node))
+            raise TimedOut(
+                f"node{node} cannot start: node {blind} did not notice in {within_s:.0f} s that "
+                "it had died", hint="do they hang? `ssi ls -v` shows what they see",
+            ) from error  # fmt: skip
 
     def _check_up(self, member: Member, within_s: float) -> None:
         node = member.number
