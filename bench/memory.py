@@ -86,7 +86,8 @@ def find_own(cluster: Cluster) -> list[int]:
             "3i", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         )[0]
     guard = int(Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[1])
-    nodes = {node["pid"] for node in cluster.nodes().values()}
+    nodes = {pid for node in cluster.nodes().values() for pid in group_members(node["pid"])}
+    # A node's orphans are the supervisor's children, too.
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
     return [guard, supervisor, *(int(pid) for pid in children if int(pid) not in nodes)]
 

@@ -1,4 +1,4 @@
-"""Clusters for the tests: one of three nodes that gentle tests share, others made by who needs them."""
+"""Clusters for the tests: one of three nodes that gentle tests share, others for who needs them."""
 
 from __future__ import annotations
 

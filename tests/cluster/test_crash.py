@@ -68,9 +68,7 @@ def test_a_stopped_node_is_dead_and_stays_dead(trio: Cluster) -> None:
 
 
 @pytest.mark.parametrize("survivors", [(), (2,)])
-def test_a_crash_of_all_is_repaired_at_the_next_start(
-    ssi: Ssi, survivors: tuple[int, ...]
-) -> None:
+def test_a_crash_of_all_is_repaired_at_the_next_start(ssi: Ssi, survivors: tuple[int, ...]) -> None:
     with started(ssi, 3) as cluster:
         number = str(cluster.number)
         for node in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Ctrl-C, and worse, at any moment of a start: nothing is left. Clusters side by side do not meet."""
+"""Ctrl-C, and worse, at any moment: a start leaves nothing behind, an add leaves the others be."""
 
 from __future__ import annotations
 

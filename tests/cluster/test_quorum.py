@@ -1,4 +1,4 @@
-"""The network fails: joiners never found a cluster beside a living one, and a split has one side."""
+"""The network fails: no joiners found a cluster beside a living one, a split has one side."""
 
 from __future__ import annotations
 
@@ -21,8 +21,17 @@ def test_joiners_that_see_only_each_other_wait(ssi: Ssi) -> None:
             lambda: rings(cluster) == {1: [1], 2: [2, 3], 3: [2, 3]}, "the joiners' own ring"
         )
         # Two of three are a majority, and still nothing happens to the root.
-        quorate = ssi("exec", "-c", number, "--ramdisk", "2", "--", "sh", "-c",
-                      "corosync-quorumtool | grep Quorate:; grep -c gfs2 /proc/mounts; true")
+        quorate = ssi(
+            "exec",
+            "-c",
+            number,
+            "--ramdisk",
+            "2",
+            "--",
+            "sh",
+            "-c",
+            "corosync-quorumtool | grep Quorate:; grep -c gfs2 /proc/mounts; true",
+        )
         assert quorate.split() == ["Quorate:", "No", "0"]
         assert {n: s["state"] for n, s in cluster.nodes().items()} == {
             1: "ready", 2: "ring", 3: "ring",

@@ -76,7 +76,7 @@ class Ssi:
         assert result.status == 0, f"ssi {' '.join(words)}: {result}"
         return result.out
 
-    def json(self, *words: str) -> Any:
+    def json(self, *words: str) -> Any:  # noqa: ANN401
         """Run ``ssi WORDS --json``; return its result."""
         return json.loads(self(*words, "--json"))
 
@@ -89,7 +89,7 @@ class Cluster:
         self.number = number
         self.logs = ssi.person.home / f"state/ssi/{number}/log"
 
-    def try_run(self, node: int, *argv: str, **options: Any) -> Result:
+    def try_run(self, node: int, *argv: str, **options: Any) -> Result:  # noqa: ANN401
         """Run `argv` in `node`; return how it ended."""
         return self.ssi.try_("exec", "-c", str(self.number), str(node), "--", *argv, **options)
 

@@ -61,7 +61,7 @@ def wait_for_records(
 
 
 def check_records(cluster: Cluster, writers: Mapping[int, Writer], *, reader: int) -> list[str]:
-    """End the writers; return the acknowledged records that are not in the file read on `reader`."""
+    """End the writers; return the acknowledged records that `reader` does not find."""
     for writer in writers.values():
         writer.end()
     written = set(cluster.run(reader, "cat", "/root/journal").split())

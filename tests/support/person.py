@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssi.host.paths import TOP
 
-NAME = "ssi-test"
+NAME = f"ssi-test-{os.getpid()}"
 
 
 class Person:

@@ -26,7 +26,7 @@ class Terminal:
         words = [*person.prefix, "ssi", "console", "-c", str(cluster.number), str(node)]
         self._child: pexpect.spawn[bytes] = pexpect.spawn(
             words[0] if person.prefix else f"{person.top}/bin/ssi", words[1:],
-            env=person.environment, cwd=str(person.home),  # type: ignore[arg-type]
+            env=person.environment, cwd=str(person.home),
             timeout=APPEARS_S, dimensions=(ROWS, COLUMNS),
         )  # fmt: skip
         # Otherwise each thing typed waits for 50 ms.

@@ -46,14 +46,16 @@ class Boot:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         self._host.say("phase", name=phase, uptime=uptime)
 
-    async def run(self) -> None:
-        """Come up to a login prompt; tell the host what stands in the way if it fails."""
+    async def run(self) -> bool:
+        """Come up until people may log in; False, and the host is told why, if that fails."""
         try:
             await self._join()
             await self._open()
         except SsiError as error:
             logger.exception("boot")
             self._host.say("trouble", text=str(error))
+            return False
+        return True
 
     async def _join(self) -> None:
         self._tell("init")

@@ -43,8 +43,8 @@ async def run(settings: Settings, *, restarted: bool) -> None:
                 leaving.append(group.create_task(leave(host)))
 
         async def open_node() -> None:
-            await boot.run()
-            await login.run()
+            if await boot.run():
+                await login.run()
 
         host.hear("leave", hear_leave)
         group.create_task(host.listen())

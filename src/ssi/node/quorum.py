@@ -38,7 +38,8 @@ class CorosyncError(SsiError):
         self.status = status
 
 
-def _check(call: str, status: int) -> None:
+def check(call: str, status: int) -> None:
+    """Raise CorosyncError unless `status` of `call` is CS_OK."""
     if status != CS_OK:
         raise CorosyncError(call, status)
 
@@ -66,7 +67,7 @@ class Quorum:
         status = self._library.quorum_initialize(
             ctypes.byref(self._handle), ctypes.byref(callbacks), ctypes.byref(kind)
         )
-        _check("quorum_initialize", status)
+        check("quorum_initialize", status)
 
     def _note(self, _handle: int, quorate: int, ring: int, count: int, members: object) -> None:
         numbers = tuple(sorted(members[i] for i in range(count)))  # type: ignore[index]
@@ -74,7 +75,7 @@ class Quorum:
 
     def track(self) -> None:
         """Ask for the present view and every later one."""
-        _check(
+        check(
             "quorum_trackstart",
             self._library.quorum_trackstart(self._handle, CS_TRACK_CURRENT_AND_CHANGES),
         )
@@ -82,14 +83,14 @@ class Quorum:
     def fileno(self) -> int:
         """Return the descriptor that is readable when `dispatch` has something to do."""
         fd = ctypes.c_int()
-        _check("quorum_fd_get", self._library.quorum_fd_get(self._handle, ctypes.byref(fd)))
+        check("quorum_fd_get", self._library.quorum_fd_get(self._handle, ctypes.byref(fd)))
         return fd.value
 
     def dispatch(self) -> None:
         """Call `on_view` for what has come; raise CorosyncError when corosync is gone."""
         status = self._library.quorum_dispatch(self._handle, CS_DISPATCH_ALL)
         if status != CS_ERR_TRY_AGAIN:
-            _check("quorum_dispatch", status)
+            check("quorum_dispatch", status)
 
 
 class Votes:
@@ -99,14 +100,14 @@ class Votes:
         self._library = ctypes.CDLL("libvotequorum.so.8")
         self._handle = ctypes.c_uint64()
         status = self._library.votequorum_initialize(ctypes.byref(self._handle), None)
-        _check("votequorum_initialize", status)
+        check("votequorum_initialize", status)
 
     def set_votes(self, node: int, votes: int) -> None:
         """Give `node` so many votes."""
         status = self._library.votequorum_setvotes(self._handle, node, votes)
-        _check(f"votequorum_setvotes {votes} for node {node}", status)
+        check(f"votequorum_setvotes {votes} for node {node}", status)
 
     def set_expected(self, votes: int) -> None:
         """Expect so many votes in the whole cluster; half of them and one more are a quorum."""
         status = self._library.votequorum_setexpected(self._handle, votes)
-        _check(f"votequorum_setexpected {votes}", status)
+        check(f"votequorum_setexpected {votes}", status)

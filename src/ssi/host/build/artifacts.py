@@ -12,7 +12,7 @@ from ssi.host.build.plan import Artifact, ensure, explain_stale
 from ssi.host.build.ramdisk import collect_ramdisk, own_sources, write_ramdisk
 from ssi.host.build.root import root_artifact
 from ssi.host.build.tree import TarTree
-from ssi.host.build.userland import userland_artifact
+from ssi.host.build.userland import find_mode, userland_artifact
 from ssi.host.paths import IMAGE, TOP, cache_dir
 
 __all__ = [
@@ -91,6 +91,11 @@ class _All:
         ramdisk = _ramdisk_artifact(options, userland)
         return cls(kernel, userland, ramdisk, root_artifact(options, kernel, ramdisk, userland))
 
+    def check_host(self) -> None:
+        """Raise BuildError now if the userland is to be made and cannot be, not after minutes."""
+        if explain_stale(self.userland):
+            find_mode()
+
 
 def build_kernel(options: BuildOptions, report: Report) -> Path:
     """Make the kernel if it is stale; return its path."""
@@ -100,6 +105,7 @@ def build_kernel(options: BuildOptions, report: Report) -> Path:
 def build_ramdisk(options: BuildOptions, report: Report) -> Path:
     """Make the ramdisk if it is stale, the userland before it; return its path."""
     artifacts = _All.plan(options)
+    artifacts.check_host()
     return ensure(artifacts.ramdisk, report, force=options.force)
 
 
@@ -109,6 +115,7 @@ def build_root(options: BuildOptions, report: Report) -> Path:
     By force the userland is made again, too: that is how newer packages get in.
     """
     artifacts = _All.plan(options)
+    artifacts.check_host()
     if options.force:
         ensure(artifacts.userland, report, force=True)
     return ensure(artifacts.root, report, force=options.force)
@@ -116,6 +123,7 @@ def build_root(options: BuildOptions, report: Report) -> Path:
 
 def build_all(options: BuildOptions, report: Report) -> Artifacts:
     """Make all that is stale."""
+    _All.plan(options).check_host()
     kernel = build_kernel(options, report)
     root = build_root(options, report)
     # The root's installer needed it: it is made already.

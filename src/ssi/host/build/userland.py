@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from ssi.common.errors import BuildError, UsageError
@@ -39,7 +40,7 @@ def find_mode() -> str:
     """Return how mmdebstrap is to become root in its tree; raise BuildError if it cannot."""
     if os.getuid() == 0:
         return "root"
-    require_tools("newuidmap")
+    require_tools("newuidmap", "unshare")
     names = (f"{getpass.getuser()}:", f"{os.getuid()}:")
     for path in (Path("/etc/subuid"), Path("/etc/subgid")):
         lines = path.read_text().splitlines() if path.exists() else []
@@ -49,7 +50,19 @@ def find_mode() -> str:
                 f"{user} has no range of numbers in {path}, which the root's owners need",
                 hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
             )
+    _check_user_namespaces()
     return "unshare"
+
+
+def _check_user_namespaces() -> None:
+    """Raise BuildError if this system lets normal users have no user namespace."""
+    tried = subprocess.run(["unshare", "--user", "true"], check=False, capture_output=True)
+    if tried.returncode:
+        raise BuildError(
+            "this system allows no user namespaces, which a root is made in",
+            hint="sudo sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
+            "kernel.apparmor_restrict_unprivileged_userns=0 (those there are), or build as root",
+        )
 
 
 def mmdebstrap_argv(

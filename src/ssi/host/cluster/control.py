@@ -51,10 +51,13 @@ class Control:
         os.write(ready, b"1")
         os.close(ready)
         # Whoever started us may have died before he could say what for.
-        loop = asyncio.get_running_loop()
-        loop.call_later(BEGIN_S, lambda: self._begun or self.finished.set())
+        asyncio.get_running_loop().call_later(BEGIN_S, self._end_unless_begun)
         async with server:
             await self.finished.wait()
+
+    def _end_unless_begun(self) -> None:
+        if not self._begun:
+            self.finished.set()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = Line(reader, writer)

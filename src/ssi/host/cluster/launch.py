@@ -17,7 +17,7 @@ from ssi.host.cluster.client import Hear, ask
 from ssi.host.cluster.member import read_tail
 from ssi.host.cluster.spec import FIRST_ID, LAST_ID, ClusterPlace, ClusterSpec
 from ssi.host.cluster.stopping import END_S, wait_unlocked
-from ssi.host.disk import copy_disk
+from ssi.host.disk import copy_disk, explain_full_disk
 from ssi.host.paths import TOP, failed_boot_dir
 
 GFS2_SUPERBLOCK = 64 * 1024
@@ -121,8 +121,9 @@ def _write_spec(place: ClusterPlace, request: StartRequest) -> None:
         token_ms=request.token_ms, publish=request.publish,
     )  # fmt: skip
     partial = place.spec.with_suffix(".partial")
-    partial.write_text(spec.to_json())
-    partial.rename(place.spec)
+    with explain_full_disk(place.spec):
+        partial.write_text(spec.to_json())
+        partial.rename(place.spec)
 
 
 def _run_supervisor(place: ClusterPlace, lock: int) -> subprocess.Popen[bytes]:
@@ -174,7 +175,13 @@ def start_cluster(
     """
     check_images(request)
     place = ClusterPlace(request.cluster)
-    place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SsiError(
+            f"{place.logs} cannot be made: {error.strerror}",
+            hint="point XDG_STATE_HOME to a folder of yours",
+        ) from error
     with contextlib.ExitStack() as undo, locked(place) as lock:
         if not place.spec.exists():
             undo.callback(shutil.rmtree, place.state, ignore_errors=True)

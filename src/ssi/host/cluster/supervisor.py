@@ -89,12 +89,19 @@ class Supervisor:
 
         def all_up_or_one_lost() -> bool:
             lost = any(self.members.get(n) is not started[n] for n in nodes)
-            return lost or all(started[n].ready or started[n].trouble for n in nodes)
+            # The others may wait for one in trouble: it holds the lock of the first mount.
+            troubled = any(started[n].trouble for n in nodes)
+            return lost or troubled or all(started[n].ready for n in nodes)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self.changes.wait_for(all_up_or_one_lost)
-        for member in started.values():
+
+        # First those that are a reason.
+        def only_waited(member: Member) -> bool:
+            return self.members.get(member.number) is member and not member.trouble
+
+        for member in sorted(started.values(), key=only_waited):
             self._check_up(member, within_s)
 
     async def _wait_noticed(self, node: int, within_s: float) -> None:
@@ -235,7 +242,7 @@ class Supervisor:
         """Follow the switch; raises SwitchLost at its end, without which the cluster is nothing."""
         while True:
             port = await self.switch.wait_closed()
-            if port.kind is PortKind.UPLINK:
+            if port.kind is PortKind.UPLINK and port.node in self.members:
                 logger.warning("node%d has lost its way out: passt has ended", port.node)
 
     def find(self, node: int) -> Member:
