@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     pss: list[int]
     """Of each node."""
     own_pss: int
-    """Of the cluster's supervisor, guard and switch."""
+    """Of the cluster's supervisor, guard and switch, and the way out (passt) of each node."""
     cpu: list[float]
     """Of each node: processors."""
     own_cpu: float
@@ -140,10 +140,10 @@ def show(readings: list[Reading], at_first: int, seconds: float) -> None:
         "MemAvailable less, by node": [
             (at_first - one.available) / one.nodes / MIB for one in readings
         ],
-        "PSS of supervisor and switch": [one.own_pss / MIB for one in readings],
+        "PSS of supervisor, switch, passt": [one.own_pss / MIB for one in readings],
         "CPU of a node, median": [statistics.median(one.cpu) * 100 for one in readings],
         "CPU of all nodes": [sum(one.cpu) * 100 for one in readings],
-        "CPU of supervisor and switch": [one.own_cpu * 100 for one in readings],
+        "CPU of supervisor, switch, passt": [one.own_cpu * 100 for one in readings],
     }
     for name, figures in rows.items():
         print_row(name, (f"{figure:.1f}" for figure in figures))

@@ -73,10 +73,11 @@ async def _attach(place: ClusterPlace, node: int) -> bool:
         talking = asyncio.create_task(converse(line, request, session.hear))
         leaving = asyncio.create_task(session.left.wait())
         loop.add_signal_handler(signal.SIGWINCH, session.tell_size)
-        loop.add_reader(0, session.type)
-        await asyncio.sleep(0)
-        session.tell_size()
         try:
+            with contextlib.suppress(PermissionError):  # a file: nobody types there
+                loop.add_reader(0, session.type)
+            await asyncio.sleep(0)  # the request first
+            session.tell_size()
             await asyncio.wait({talking, leaving}, return_when=asyncio.FIRST_COMPLETED)
             return bool(talking.result().get("lost")) if talking.done() else False
         finally:
