@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -107,3 +110,41 @@ def test_many_at_once(trio: Cluster) -> None:
     processes = [trio.start_python(n % 3 + 1, f"print({n})") for n in range(12)]
     printed = [int(p.communicate(timeout=120)[0]) for p in processes]
     assert printed == list(range(12)), time.monotonic() - started
+
+
+GARBAGE = [
+    b"", b"\n\n\n", b"[]\n", b"{}\n", b"nonsense\n", b"\xff\xfe\x00\n", b'{"do": 3}\n',
+    b'{"do": "nope"}\n', b'{"do": "exec"}\n', b'{"do": "exec", "node": 0, "argv": []}\n',
+    b'{"do": "exec", "node": 1, "argv": "ls", "ramdisk": false}\n',
+    b'{"do": "exec", "node": 1, "argv": [1], "ramdisk": false}\n',
+    b'{"do": "console", "node": 1}\n', b'{"do": "add", "nodes": [1, "2"]}\n',
+    b'{"do": "rm", "nodes": [128]}\n', b'{"do": "net", "faults": {"groups": 1}}\n',
+    b'{"do": "stop", "within_s": -1}\n', b"x" * 300_000, b"[" * 100_000 + b"\n",
+]  # fmt: skip
+
+
+def test_garbage_on_the_control_socket_harms_nobody(trio: Cluster) -> None:
+    path = trio.ssi.person.home / f"run/ssi/{trio.number}/control"
+    for garbage in GARBAGE:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(str(path))
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(garbage)
+                client.shutdown(socket.SHUT_WR)
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):
+                while part := client.recv(65536):
+                    answer += part
+        assert answer == b"" or "error" in json.loads(answer), garbage[:60]
+    assert set(trio.nodes()) == {1, 2, 3}
+    assert trio.run(1, "echo", "well") == "well\n"
+
+
+def test_garbage_from_a_node_harms_nobody(trio: Cluster) -> None:
+    # The node's own root can write to its line to the host. It may lose what it has there itself.
+    noise = '(head -c 200000 /dev/urandom; echo; echo {}; echo \'{"is": "fence"}\') >/dev/ttyS0'
+    trio.run(2, "sh", "-c", noise)
+    assert trio.run(2, "echo", "well") == "well\n"
+    assert trio.run(1, "echo", "well") == "well\n"
+    assert set(trio.nodes()) == {1, 2, 3}

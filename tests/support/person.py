@@ -40,10 +40,12 @@ class Person:
     @property
     def prefix(self) -> list[str]:
         """The words before a command that make him run it."""
+        # Whoever started us in the background had us ignore Ctrl-C, and that is inherited.
+        listening = ["env", "--default-signal=INT,QUIT"]
         if self.uid is None:
-            return []
+            return listening
         ids = f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"
-        return ["setpriv", *ids, "--inh-caps=-all", "--no-new-privs", "--"]
+        return [*listening, "setpriv", *ids, "--inh-caps=-all", "--no-new-privs", "--"]
 
     def start(self, argv: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
         """Start `argv` as him; it ends with the test at the latest."""

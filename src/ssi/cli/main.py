@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ssi.cli import add, build, clean, completion, console, doctor, ls, net, rm, start, stop
@@ -31,8 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
     args = make_parser().parse_args(argv)
-    # __main__ has switched it off while modules were loaded.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status: int = args.run(args)
     except SsiError as error:
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"ssi: hint: {error.hint}\n")
         return error.exit_status
     except KeyboardInterrupt:
+        # What asyncio was just setting up complains as it is thrown away.
+        sys.unraisablehook = lambda _: None
+        warnings.simplefilter("ignore")
         sys.stderr.write("ssi: interrupted\n")
         return INTERRUPTED
     except BrokenPipeError:

@@ -25,15 +25,35 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", nargs="*", metavar="WORD", help="see above; show if there is none")
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="WORD", help="see above; show if there is none"
+    )
+    _add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     cluster_option(parser)
     add_json(parser)
-    parser.set_defaults(run=run)
+
+
+def _read_words(args: argparse.Namespace) -> list[str]:
+    """Return the words without the options among them, which are put into `args`.
+
+    argparse takes options between the words of a verb only for a parser that has no verbs.
+    """
+    parser = argparse.ArgumentParser(prog="ssi net")
+    parser.add_argument("words", nargs="*")
+    _add_options(parser)
+    given = parser.parse_intermixed_args(args.words)
+    args.cluster = given.cluster or args.cluster
+    args.json = given.json or args.json
+    return given.words or ["show"]
 
 
 def run(args: argparse.Namespace) -> int:
     """Change or show the faults of a cluster's network."""
-    words: list[str] = args.words or ["show"]
+    words = _read_words(args)
     cluster = parse_optional_cluster(args.cluster)
     if words != ["show"]:
         # Before anything is asked of anybody: a mistake needs no running cluster to be told.

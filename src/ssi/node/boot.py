@@ -16,8 +16,8 @@ from ssi.node.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-COROSYNC_S = 30.0
-DLM_S = 30.0
+COROSYNC_S = 60.0
+DLM_S = 60.0
 
 
 class Boot:
