@@ -8,6 +8,6 @@ import sys
 if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from ssi.cli.main import main  # noqa: E402
+from ssi.cli.main import main
 
 sys.exit(main())
