@@ -81,11 +81,16 @@ class Supervisor:
             self._reports.remove(report)
 
     async def _start_batch(self, nodes: list[int]) -> None:
-        started: dict[int, Member] = {}
         within_s = BOOT_S + BOOT_EACH_S * (len(self.members) + len(nodes))
-        for node in nodes:
-            await self._wait_noticed(node, within_s)
-            started[node] = await self._boot(node)
+        # All are heard to their end, or one that fails would leave another half started.
+        booted = await asyncio.gather(
+            *(self._boot(node, within_s) for node in nodes), return_exceptions=True
+        )
+        started: dict[int, Member] = {}
+        for node, outcome in zip(nodes, booted, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            started[node] = outcome
 
         def all_up_or_one_lost() -> bool:
             lost = any(self.members.get(n) is not started[n] for n in nodes)
@@ -134,7 +139,9 @@ class Supervisor:
                 f"{member.phase!r}{waits}", hint=logs,
             )  # fmt: skip
 
-    async def _boot(self, node: int) -> Member:
+    async def _boot(self, node: int, within_s: float) -> Member:
+        """Start the kernel of `node`; return when it runs."""
+        await self._wait_noticed(node, within_s)
         make_blank(self.place.swap(node), self.spec.swap_mib << 20)
         for log in (self.place.console_log(node), self.place.uml_log(node)):
             log.unlink(missing_ok=True)
@@ -148,7 +155,12 @@ class Supervisor:
         running: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
         network = await self.switch.attach(node)
         self._group.create_task(self._live(spec, network, running))
-        return await running
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            with contextlib.suppress(SsiError):
+                await (await running).virtual.process.kill()
+            raise
 
     async def _live(
         self, spec: NodeSpec, network: socket.socket, running: asyncio.Future[Member]
