@@ -17,7 +17,7 @@ LIBRARY := $(PREFIX)/lib/ssi
 PIP := $(VENV)/bin/python -P -m pip --disable-pip-version-check --quiet
 
 .NOTPARALLEL:
-.PHONY: setup packages demo check check-node check-cluster test install uninstall clean help
+.PHONY: setup packages demo check check-node check-cluster check-slow test install uninstall clean help
 
 help:
 	@echo 'make demo           set up, build, and show a cluster of three nodes at work'
@@ -25,6 +25,7 @@ help:
 	@echo 'make check          linters and unit tests: seconds'
 	@echo 'make check-node     tests that boot one virtual node'
 	@echo 'make check-cluster  tests that boot several'
+	@echo 'make check-slow     tests with more nodes than processors like'
 	@echo 'make test           everything, from setting up to the last test'
 	@echo 'make install        to PREFIX ($(PREFIX)); make uninstall removes it again'
 	@echo 'make clean          remove what setting up and testing left in this folder'
@@ -59,13 +60,17 @@ check-node: $(STAMP)
 	$(PYTEST) -m node tests
 
 check-cluster: $(STAMP)
-	$(PYTEST) -m cluster tests
+	$(PYTEST) -m 'cluster and not slow' tests
+
+# Many kernels on few processors.
+check-slow: $(STAMP)
+	$(PYTEST) -m slow tests
 
 test: setup
 	bin/ssi doctor || true
 	$(PYTEST) tests/lint tests/unit tests/install
 	bin/ssi build all
-	$(PYTEST) -m 'node or cluster' tests
+	$(PYTEST) -m '(node or cluster) and not slow' tests
 
 # -- installing --------------------------------------------------------------------------------
 

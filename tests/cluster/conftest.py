@@ -30,6 +30,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         kept = TOP / "build/test-logs" / f"{item.name}-{report.when}"
         for logs in person.home.glob("state/ssi/*/log"):
             shutil.copytree(logs, kept / logs.parent.name, dirs_exist_ok=True)
+        if (failed := person.home / "state/ssi/failed-boot").exists():
+            shutil.copytree(failed, kept / "failed-boot", dirs_exist_ok=True)
         report.sections.append(("logs", f"kept in {kept}"))
     return report
 

@@ -17,6 +17,11 @@ from ssi.host.cluster.spec import FIRST_ID, parse_cluster
 from ssi.host.config import Config, read_config
 from ssi.host.net.uplink import parse_published
 
+TOKEN_MS = 1000
+LARGE = 16
+LARGE_TOKEN_MS = 5000
+"""So many kernels share few processors: while they boot, some are silent for seconds."""
+
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
@@ -33,8 +38,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("-p", "--publish", metavar="[ADDR:]PORT[:NODEPORT][@NODE]",
                         action="append", default=[],
                         help="lead a port of this host to one of a node (1)")  # fmt: skip
-    parser.add_argument("--token", metavar="MS", default="1000",
-                        help="time after which a silent node is suspected")  # fmt: skip
+    parser.add_argument("--token", metavar="MS", default=None,
+                        help=f"time after which a silent node is suspected ({TOKEN_MS}; "
+                             f"{LARGE_TOKEN_MS} for more than {LARGE} nodes)")  # fmt: skip
     parser.add_argument("--console", choices=("auto", "none", "xterm", "tmux"), default="auto",
                         help="windows for the consoles")  # fmt: skip
     add_json(parser)
@@ -58,6 +64,7 @@ def _request(args: argparse.Namespace, config: Config) -> StartRequest:
     for text in args.publish:
         parse_published(text)
     count = _number(args.count, "number of nodes", 1, MAX_NODE)
+    token = args.token or str(TOKEN_MS if count <= LARGE else LARGE_TOKEN_MS)
     built = find_artifacts()
     if args.new:
         cluster = find_free_cluster()
@@ -71,7 +78,7 @@ def _request(args: argparse.Namespace, config: Config) -> StartRequest:
         cluster=cluster,
         memory_mib=_number(args.memory, "memory", 96, 65536),
         swap_mib=_number(args.swap, "swap", 1, 65536),
-        token_ms=_number(args.token, "token time", 100, 60000),
+        token_ms=_number(token, "token time", 100, 60000),
         fresh=args.fresh, publish=tuple(args.publish),
     )  # fmt: skip
 
