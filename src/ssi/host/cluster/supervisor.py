@@ -25,7 +25,7 @@ from ssi.host.uml.node import VirtualNode, run_node
 
 logger = logging.getLogger(__name__)
 
-BATCH = 16
+BATCH = 8
 """Nodes started at once; more join in turns, as each join makes all others work."""
 
 BOOT_S = 60.0
