@@ -77,6 +77,8 @@ def _print_nodes(clusters: list[dict[str, Any]]) -> None:
         {
             "cluster": str(cluster["id"]), "node": str(node["node"]), "state": node["state"],
             "ring": fold_nodes(node["ring"]), "quorate": "yes" if node["quorate"] else "no",
+            "view": f"{node['view']}: {fold_nodes(node['members'])}",
+            "init": "*" if node["init_node"] == node["node"] else "",
             "pid": str(node["pid"]), "trouble": node["trouble"],
         }
         for cluster in clusters
@@ -85,5 +87,5 @@ def _print_nodes(clusters: list[dict[str, Any]]) -> None:
     print_line("")
     print_table(rows, {
         "cluster": "ID", "node": "Node", "state": "State", "ring": "Ring", "quorate": "Quorate",
-        "pid": "Process", "trouble": "Trouble",
+        "view": "View", "init": "Init", "pid": "Process", "trouble": "Trouble",
     })  # fmt: skip

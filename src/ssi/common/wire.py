@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ssi.common.errors import WIRE_ERRORS, ProtocolError, SsiError
@@ -57,12 +58,28 @@ def get_text(message: Mapping[str, object], key: str) -> str:
     return value
 
 
+def get_word(message: Mapping[str, object], key: str, words: Collection[str]) -> str:
+    """Return the text in field `key`, one of `words`."""
+    text = get_text(message, key)
+    if text not in words:
+        raise ProtocolError(f"field {key!r} is {text!r:.60}, none of {', '.join(words)}")
+    return text
+
+
 def get_int(message: Mapping[str, object], key: str, low: int, high: int) -> int:
     """Return the whole number in field `key`, from `low` to `high`."""
     value: int = _field(message, key, int)
     if not low <= value <= high:
         raise ProtocolError(f"field {key!r} is {value}, not from {low} to {high}")
     return value
+
+
+def get_number(message: Mapping[str, object], key: str) -> float:
+    """Return the number in field `key`, whole or not."""
+    value = message.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProtocolError(f"field {key!r} is {value!r:.60}")
+    return float(value)
 
 
 def get_flag(message: Mapping[str, object], key: str) -> bool:
@@ -89,6 +106,12 @@ def get_object(message: Mapping[str, object], key: str) -> Message:
     """Return the object in field `key`."""
     value: Message = _field(message, key, dict)
     return value
+
+
+def get_objects(message: Mapping[str, object], key: str) -> list[Message]:
+    """Return the list of objects in field `key`."""
+    values: list[object] = _field(message, key, list)
+    return [get_object({key: value}, key) for value in values]
 
 
 def get_bytes(message: Mapping[str, object], key: str) -> bytes:

@@ -10,6 +10,7 @@ from ssi.common.errors import SsiError
 from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message, get_int
 from ssi.node import dlm, root
+from ssi.node.cluster import Cluster
 from ssi.node.hostline import HostLine
 from ssi.node.members import Members
 from ssi.node.settings import Settings
@@ -24,9 +25,12 @@ class Boot:
     """Brings the node up once; a restarted daemon goes through what is done already."""
 
     def __init__(
-        self, settings: Settings, host: HostLine, members: Members, group: asyncio.TaskGroup
-    ) -> None:
+        self, settings: Settings, host: HostLine, members: Members, cluster: Cluster,
+        group: asyncio.TaskGroup, *, restarted: bool,
+    ) -> None:  # fmt: skip
         self._group = group
+        self._cluster = cluster
+        self._restarted = restarted
         self._settings = settings
         self._host = host
         self._members = members
@@ -40,7 +44,7 @@ class Boot:
         self._admitted.set()
 
     def _hear_vote(self, _: Message) -> None:
-        self._members.claim_vote()
+        self._members.claim_vote(first=not self._restarted)
 
     def _tell(self, phase: str) -> None:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -60,15 +64,20 @@ class Boot:
     async def _join(self) -> None:
         self._tell("init")
         await self._members.connect(within_s=COROSYNC_S)
+        await self._cluster.join()
         self._tell("ring")
+        coming = self._group.create_task(self._cluster.come())
         if root.is_mounted():
-            return
-        # The host is the one arbiter of who may mount: see docs/decisions/quorum.md.
-        await self._admitted.wait()
-        dlm.start_dlm()
-        await dlm.wait_ready(self._settings.node, within_s=DLM_S)
-        self._tell("locks")
-        await self._mount()
+            self._members.claim_vote()
+        else:
+            # The host is the one arbiter of who may mount: see docs/decisions/quorum.md.
+            await self._admitted.wait()
+            dlm.start_dlm()
+            await dlm.wait_ready(self._settings.node, within_s=DLM_S)
+            self._tell("locks")
+            await self._mount()
+        # Who votes knows the state: he may soon be all that is left of the cluster.
+        await coming
         self._members.claim_vote()
 
     async def _mount(self) -> None:
@@ -101,6 +110,7 @@ class Boot:
     async def _open(self) -> None:
         self._tell("mounted")
         await root.enter_userland()
+        await self._cluster.rise()
         self._tell("ready")
         await self._add_swap()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from ssi.node.boot import Boot
+from ssi.node.cluster import Cluster
 from ssi.node.commands import Commands
 from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
@@ -15,6 +17,9 @@ from ssi.node.members import Members
 from ssi.node.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Names this life of the node."""
 
 
 def die() -> None:
@@ -26,11 +31,13 @@ def die() -> None:
 async def run(settings: Settings, *, restarted: bool) -> None:
     """Run the node of `settings` until it is switched off."""
     host = HostLine(await open_line(settings.line))
-    host.say("hello", node=settings.node, restarted=restarted)
+    boot_id = BOOT_ID.read_text().strip()
+    host.say("hello", node=settings.node, restarted=restarted, boot=boot_id)
     async with asyncio.TaskGroup() as group:
         members = Members(settings.node, host)
         members.on_gone = die
-        boot = Boot(settings, host, members, group)
+        cluster = Cluster(settings.node, boot_id, members, host)
+        boot = Boot(settings, host, members, cluster, group, restarted=restarted)
         Commands(host, group)
         login = Login(settings.console, host)
         leaving: list[asyncio.Task[None]] = []
@@ -49,4 +56,5 @@ async def run(settings: Settings, *, restarted: bool) -> None:
         host.hear("leave", hear_leave)
         group.create_task(host.listen())
         group.create_task(Fence(host).run())
+        group.create_task(cluster.run())
         opening = [group.create_task(open_node())]

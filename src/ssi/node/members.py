@@ -18,6 +18,16 @@ RETRY_S = 0.01
 _T = TypeVar("_T")
 
 
+async def retry(call: Callable[[], _T]) -> _T:
+    """Return what `call` returns once corosync, which has just been started, takes it."""
+    # Its socket appears some time after its start, and nothing announces it.
+    while True:
+        try:
+            return call()
+        except CorosyncError:
+            await asyncio.sleep(RETRY_S)
+
+
 class Members:
     """corosync's membership as this node sees it."""
 
@@ -27,29 +37,27 @@ class Members:
         self._votes: Votes | None = None
         self._expected: int | None = None
         self.view: RingView | None = None
+        self.votes = False
+        """This node has a vote: it has mounted the root, or is the first to."""
+        self.founds = False
+        """It is the first of a cluster, and nothing was before."""
         self.on_gone: Callable[[], None] = lambda: None
+        self.on_facts: Callable[[], None] = lambda: None
+        """Called when the ring or one of the above has changed."""
         host.hear("expected", self._hear_expected)
 
     async def connect(self, *, within_s: float) -> None:
         """Connect to corosync, which has been started, and follow its views."""
         try:
             async with asyncio.timeout(within_s):
-                quorum = await self._retry(lambda: Quorum(self._see))
-                self._votes = await self._retry(Votes)
-                await self._retry(quorum.track)
+                quorum = await retry(lambda: Quorum(self._see))
+                self._votes = await retry(Votes)
+                await retry(quorum.track)
         except TimeoutError as error:
             raise TimedOut(
                 f"node{self._node}: corosync did not start", hint="see its corosync.log"
             ) from error
         asyncio.get_running_loop().add_reader(quorum.fileno(), self._dispatch, quorum)
-
-    async def _retry(self, call: Callable[[], _T]) -> _T:
-        # Its socket appears some time after its start, and nothing announces it.
-        while True:
-            try:
-                return call()
-            except CorosyncError:
-                await asyncio.sleep(RETRY_S)
 
     def _dispatch(self, quorum: Quorum) -> None:
         try:
@@ -62,6 +70,7 @@ class Members:
         self.view = view
         self._host.say("view", ring=view.ring, quorate=view.quorate, members=list(view.members))
         self._apply_expected()
+        self.on_facts()
 
     def _hear_expected(self, message: Message) -> None:
         self._expected = get_int(message, "votes", 1, 127)
@@ -78,7 +87,10 @@ class Members:
         else:
             self._expected = None
 
-    def claim_vote(self) -> None:
+    def claim_vote(self, *, first: bool = False) -> None:
         """Take a vote for this node: it has mounted the root, or is the first to."""
         assert self._votes is not None
         self._votes.set_votes(self._node, 1)
+        self.votes = True
+        self.founds = self.founds or first
+        self.on_facts()

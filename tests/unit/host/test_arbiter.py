@@ -183,16 +183,18 @@ def test_a_joiner_with_an_old_view_waits() -> None:
     assert arbiter.orders() == []
 
 
-def test_the_first_of_several_founds_and_the_others_follow() -> None:
+def test_the_lowest_of_several_founds_and_the_others_follow() -> None:
     arbiter = Arbiter()
     for node in (1, 2, 3):
         arbiter.started(node)
     arbiter.saw(2, frozenset({2}))
-    assert arbiter.orders() == [(2, Order.VOTE), (2, Order.ADMIT)]
+    assert arbiter.orders() == []
+    arbiter.saw(1, frozenset({1}))
+    assert arbiter.orders() == [(1, Order.VOTE), (1, Order.ADMIT)]
     for node in (1, 2, 3):
         arbiter.saw(node, frozenset({1, 2, 3}))
-    assert arbiter.orders() == [(1, Order.ADMIT), (3, Order.ADMIT)]
-    assert arbiter.voters == {2}
+    assert arbiter.orders() == [(2, Order.ADMIT), (3, Order.ADMIT)]
+    assert arbiter.voters == {1}
 
 
 def test_a_founder_that_dies_before_it_mounts_has_a_successor() -> None:

@@ -102,13 +102,12 @@ class Arbiter:
         return any(node in self._nodes[voter].view for voter in self.voters)
 
     def _found(self) -> list[tuple[int, Order]]:
-        # One that was admitted before its founder died may be about to mount: it comes first.
-        candidates = sorted(
-            (not known.admitted, node) for node, known in self._nodes.items() if known.view
-        )
-        if not candidates:
+        # One that was admitted before its founder died may be about to mount: it comes first. Then
+        # the lowest: the founder runs what the cluster has only one of, and people expect node 1.
+        candidates = sorted((not known.admitted, node) for node, known in self._nodes.items())
+        node = candidates[0][1] if candidates else 0
+        if not candidates or not self._nodes[node].view:
             return []
-        node = candidates[0][1]
         known = self._nodes[node]
         due = [(node, Order.VOTE)]
         if not known.admitted:

@@ -20,10 +20,16 @@ class Member:
 
     virtual: VirtualNode
     phase: str = "booting"
+    boot: str = ""
+    """Names this life of the node, as it says itself."""
     uptime_s: float = 0.0
     trouble: str = ""
     ring: tuple[int, ...] = ()
     quorate: bool = False
+    view: int = 0
+    """The number of the view it is in, whose members and init node follow."""
+    view_members: tuple[int, ...] = ()
+    init_node: int = 0
     crashed: bool = False
     """`ssi rm` or the fence has killed it."""
 
@@ -41,7 +47,9 @@ class Member:
         """Return its state for `ssi ls -v` and --json."""
         return {
             "node": self.number, "state": self.phase, "ring": list(self.ring),
-            "quorate": self.quorate, "trouble": self.trouble, "pid": self.virtual.process.group,
+            "quorate": self.quorate, "view": self.view, "members": list(self.view_members),
+            "init_node": self.init_node or None, "trouble": self.trouble,
+            "pid": self.virtual.process.group,
         }  # fmt: skip
 
 

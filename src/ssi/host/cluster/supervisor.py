@@ -9,11 +9,11 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
+from ssi.common.changes import Changes
 from ssi.common.errors import NodeLost, ProtocolError, SsiError, TimedOut, UsageError
 from ssi.common.nodes import MAX_NODE, fold_nodes
 from ssi.common.wire import Message, get_flag, get_int, get_ints, get_text
 from ssi.host.cluster.arbiter import Arbiter, Verdict
-from ssi.host.cluster.changes import Changes
 from ssi.host.cluster.member import PHASES, Member, read_tail
 from ssi.host.cluster.spec import ClusterPlace, ClusterSpec
 from ssi.host.disk import make_blank
@@ -53,11 +53,14 @@ class Supervisor:
         self.notes: list[str] = []
         """What the cluster goes without, for the person who starts it."""
         self._runs = 0
-        self._making_journals = False
+        self._making_journals = self._stopping = False
         self._without_journal: set[int] = set()
+        self._deaths: dict[int, Message] = {}
+        """What was said about the last death of each node."""
         self._reports: list[Report] = []
         self._hear: dict[str, Callable[[Member, Message], None]] = {
             "hello": self._hear_hello, "phase": self._hear_phase, "view": self._hear_view,
+            "member": self._hear_member,
             "trouble": self._hear_trouble, "fence": self._hear_fence,
             "no-journal": self._hear_no_journal, "journals": self._hear_journals,
         }  # fmt: skip
@@ -221,6 +224,12 @@ class Supervisor:
         self._give_orders()
         self._retry_mounts()
         self._send_all({"is": "expected", "votes": self._arbiter.expected_votes})
+        if member.boot:
+            self._deaths[member.number] = {
+                "is": "died", "node": member.number, "boot": member.boot,
+                "left": member.phase == "left",
+            }  # fmt: skip
+            self._send_all(self._deaths[member.number])
         for lose in self.on_loss:
             lose(member.number)
         self.changes.tell()
@@ -237,6 +246,7 @@ class Supervisor:
 
     async def stop(self, *, within_s: float = LEAVE_S) -> list[int]:
         """Have all nodes leave in order; kill and return those that have not within the time."""
+        self._stopping = True
         self._send_all({"is": "leave"})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -282,12 +292,17 @@ class Supervisor:
     def _hear_hello(self, member: Member, message: Message) -> None:
         if get_int(message, "node", 1, MAX_NODE) != member.number:
             raise ProtocolError("it gives another node's number")
+        member.boot = get_text(message, "boot")[:64]
         if get_flag(message, "restarted"):
             logger.warning("node%d: its daemon was restarted", member.number)
             for lose in self.on_loss:
                 lose(member.number)
             for order in self._arbiter.standing_orders(member.number):
                 member.virtual.line.post({"is": order.value})
+            for death in self._deaths.values():
+                member.virtual.line.post(death)
+            if self._stopping:
+                member.virtual.line.post({"is": "leave"})
 
     def _hear_phase(self, member: Member, message: Message) -> None:
         phase = get_text(message, "name")
@@ -310,6 +325,12 @@ class Supervisor:
         member.quorate = get_flag(message, "quorate")
         self._arbiter.saw(member.number, frozenset(members))
         self._give_orders()
+        self.changes.tell()
+
+    def _hear_member(self, member: Member, message: Message) -> None:
+        member.view = get_int(message, "view", 0, 2**53)
+        member.view_members = tuple(get_ints(message, "members", 1, MAX_NODE))
+        member.init_node = get_int(message, "init", 0, MAX_NODE)
         self.changes.tell()
 
     def _hear_trouble(self, member: Member, message: Message) -> None:

@@ -20,4 +20,8 @@ class Changes:
     async def wait_for(self, true: Callable[[], bool]) -> None:
         """Wait until `true()` holds; it is asked now and after every change."""
         while not true():
-            await self._event.wait()
+            await self.wait()
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        await self._event.wait()

@@ -1,0 +1,1 @@
+"""What every member knows alike: the view, the cluster's init, its registers."""

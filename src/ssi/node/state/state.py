@@ -1,0 +1,51 @@
+"""All that members know alike, and the operations on it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ssi.common import wire
+from ssi.common.errors import ProtocolError
+from ssi.common.wire import Message
+from ssi.node.state.init import Init
+from ssi.node.state.registers import Registers
+from ssi.node.state.replica import Machine
+from ssi.node.state.view import View
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class State:
+    """The replicated state."""
+
+    view: View = dataclasses.field(default_factory=View)
+    init: Init = dataclasses.field(default_factory=Init)
+    registers: Registers = dataclasses.field(default_factory=Registers)
+
+
+def _apply(state: State, _: int, operation: Message) -> State:
+    part = wire.get_text(operation, "on")
+    match part:
+        case "view":
+            return dataclasses.replace(state, view=state.view.apply(operation))
+        case "init":
+            return dataclasses.replace(state, init=state.init.apply(operation, state.view))
+        case "registers":
+            return dataclasses.replace(state, registers=state.registers.apply(operation))
+        case _:
+            raise ProtocolError(f"no part of the state: {part!r:.40}")
+
+
+def _dump(state: State) -> Message:
+    return {
+        "view": state.view.dump(), "init": state.init.dump(), "registers": state.registers.dump()
+    }  # fmt: skip
+
+
+def _load(message: Message) -> State:
+    return State(
+        View.load(wire.get_object(message, "view")), Init.load(wire.get_object(message, "init")),
+        Registers.load(wire.get_object(message, "registers")),
+    )  # fmt: skip
+
+
+MACHINE: Machine[State] = Machine(State(), _apply, _dump, _load)
