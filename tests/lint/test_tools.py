@@ -49,3 +49,15 @@ def test_codespell_finds_nothing() -> None:
 def test_c_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out.o")
     check_tool("cc", *FLAGS, *WARNINGS, "-c", str(source), "-o", output, package="gcc")
+
+
+@pytest.mark.parametrize("header", sorted(NATIVE.glob("**/*.h")), ids=lambda path: path.name)
+def test_header_stands_alone(header: Path) -> None:
+    flags = ("-D_GNU_SOURCE", "-fsyntax-only")
+    check_tool("cc", *FLAGS, *WARNINGS, *flags, str(header), package="gcc")
+
+
+def test_installed_header_is_plain_c() -> None:
+    # What people include must suit their compiler's settings, not ours.
+    header = str(NATIVE / "libssi/ssi.h")
+    check_tool("cc", "-std=c99", "-Wpedantic", "-Werror", "-fsyntax-only", header, package="gcc")

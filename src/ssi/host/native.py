@@ -1,4 +1,4 @@
-"""Small C programs of the host, compiled on demand into the cache."""
+"""Small C programs: of the host, compiled on demand into the cache, and of the nodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssi.common.errors import BuildError
@@ -35,9 +36,16 @@ def program(name: str) -> Path:
     return target
 
 
-def compile_argv(source: Path, output: Path) -> list[str]:
+def compile_argv(source: Path, output: Path, flags: Sequence[str] = ()) -> list[str]:
     """Return the compiler's command line."""
-    return ["cc", *FLAGS, os.fspath(source), "-o", os.fspath(output)]
+    return ["cc", *FLAGS, *flags, os.fspath(source), "-o", os.fspath(output)]
+
+
+def compile_program(source: Path, output: Path, flags: Sequence[str] = ()) -> None:
+    """Compile `source`, or raise BuildError."""
+    if not shutil.which("cc"):
+        raise BuildError("no C compiler (cc)", hint="apt-get install gcc libc6-dev")
+    _run(compile_argv(source, output, flags), source)
 
 
 def _target(source: Path) -> Path:
@@ -56,13 +64,11 @@ def _target(source: Path) -> Path:
 
 def _compile(source: Path, target: Path) -> None:
     """Compile beside the target and rename: two commands at once never see half a program."""
-    if not shutil.which("cc"):
-        raise BuildError("no C compiler (cc)", hint="apt-get install gcc libc6-dev")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             output = Path(folder) / target.name
-            _run(compile_argv(source, output), source)
+            compile_program(source, output)
             output.replace(target)
     except OSError as error:
         raise BuildError(f"{target.parent}: {error.strerror}") from error

@@ -91,9 +91,16 @@ class Cluster:
             if self._group:
                 self._take(self._replica.ask_again())
 
-    async def wait_known(self) -> State:
-        """Wait until the state is known; return it."""
-        await self.changes.wait_for(lambda: self.known is not None)
+    async def wait_known(self, *, within_s: float | None = None) -> State:
+        """Wait until the state is known; return it. Raises TimedOut."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.changes.wait_for(lambda: self.known is not None)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"node{self.node} has not learnt the cluster's state in {within_s:.0f} s",
+                hint="`ssi ls -v` on the host shows what each node sees",
+            ) from error
         assert self.known
         return self.known
 
@@ -274,11 +281,20 @@ class Cluster:
 
     def set_state(self, node: int, state: NodeState, cause: str) -> None:
         """Say that `node` is in this state now, if that follows from the one it is in."""
-        assert self.known
-        self.propose(
-            "view", "state", node=node, boot=self.known.view.boot_of(node), state=state.value,
-            time=time.time(), cause=cause,
-        )  # fmt: skip
+        self.propose("view", "state", **self._state_fields(node, state, cause))
+
+    async def commit_state(
+        self, node: int, state: NodeState, cause: str, *, within_s: float
+    ) -> None:
+        """Do the same, and return when every living node knows it; raises TimedOut."""
+        fields = self._state_fields(node, state, cause)
+        await self.commit("view", "state", within_s=within_s, **fields)
+
+    def _state_fields(self, node: int, state: NodeState, cause: str) -> dict[str, object]:
+        boot = self.known.view.boot_of(node) if self.known else self.boot
+        return {
+            "node": node, "boot": boot, "state": state.value, "time": time.time(), "cause": cause
+        }  # fmt: skip
 
     async def come(self) -> None:
         """Say that this node is coming up; return when all know."""

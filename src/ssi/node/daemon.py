@@ -6,12 +6,16 @@ import asyncio
 import logging
 from pathlib import Path
 
+from ssi.node.applets.api import Api
+from ssi.node.applets.query import Query
 from ssi.node.boot import Boot
 from ssi.node.cluster import Cluster
 from ssi.node.commands import Commands
+from ssi.node.facts import Facts
 from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
 from ssi.node.leave import leave, power_off
+from ssi.node.local import LocalServer
 from ssi.node.login import Login
 from ssi.node.members import Members
 from ssi.node.settings import Settings
@@ -39,6 +43,10 @@ async def run(settings: Settings, *, restarted: bool) -> None:
         cluster = Cluster(settings.node, boot_id, members, host)
         boot = Boot(settings, host, members, cluster, group, restarted=restarted)
         Commands(host, group)
+        facts = Facts(settings.cluster, cluster)
+        local = LocalServer(prepare=facts.wait_known)
+        Query(facts).register(local)
+        Api(facts).register(local)
         login = Login(settings.console, host)
         leaving: list[asyncio.Task[None]] = []
 
@@ -57,4 +65,5 @@ async def run(settings: Settings, *, restarted: bool) -> None:
         group.create_task(host.listen())
         group.create_task(Fence(host).run())
         group.create_task(cluster.run())
+        group.create_task(local.run())
         opening = [group.create_task(open_node())]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import posixpath
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from ssi.common.errors import BuildError, UsageError
-from ssi.host.build import installer, overlay
+from ssi.host.build import compiled, installer, overlay
 from ssi.host.build.installer import Installation, Outcome, install, installer_argv
 from ssi.host.build.options import BuildOptions
+from ssi.host.build.plan import Artifact
 from ssi.host.build.ramdisk import MANIFEST, Manifest, check_kernel_version
 from ssi.host.build.recipe import read_recipe
+from ssi.host.build.root import root_artifact
 from ssi.host.build.userland import mmdebstrap_argv, userland_artifact
 from ssi.host.uml.notify import Kind, Notification
 
@@ -30,6 +33,16 @@ def test_overlay_is_the_same_each_time(tmp_path: Path) -> None:
         assert hosts
         assert b"192.168.50.127 node127\n" in hosts.read()
     assert members["./usr/sbin/cluster_mkinitrd"].mode == 0o755
+    assert members["./usr/lib/ssi/command"].mode == 0o755
+    for link, goal in {
+        "./usr/bin/cluster": "../lib/ssi/command",
+        "./usr/lib/libssi.so": "libssi.so.1",
+        "./usr/lib/python3/dist-packages/ssi": "../../ssi/src/ssi",
+    }.items():
+        assert members[link].linkname == goal
+        assert posixpath.normpath(posixpath.join(posixpath.dirname(link), goal)) in {
+            posixpath.normpath(name) for name in members
+        }
     assert {member.uid for member in members.values()} == {0}
     assert getpass.getuser() == "root" or getpass.getuser() not in str(members)
 
@@ -37,7 +50,20 @@ def test_overlay_is_the_same_each_time(tmp_path: Path) -> None:
 def test_the_root_gets_what_its_ramdisk_builder_imports() -> None:
     names = {path.name for path in overlay.list_software()}
     assert {"ramdisk.py", "cpio.py", "elf.py", "bytecode.py", "paths.py", "manifest.toml"} <= names
+    assert {"api.py", "frames.py"} <= names, "so does who imports ssi.api"
     assert not {"supervisor.py", "start.py"} & names, "the host's part has no place there"
+
+
+def test_the_root_is_made_from_all_native_sources_of_its_own() -> None:
+    names = {path.name for path in compiled.list_sources()}
+    assert {"command.c", "local.h", "libssi.c", "ssi.h", "libssi.map"} == names
+    inputs = find_root_inputs()
+    assert {"command.c", "local.h", "libssi/libssi.c", "compiled.py", "native.py"} <= inputs
+
+
+def find_root_inputs() -> set[str]:
+    nothing = Artifact("nothing", "nothing", {}, lambda work, _: work)
+    return set(root_artifact(BuildOptions(), nothing, nothing, nothing).inputs)
 
 
 def test_recipe_errors(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Our own files in the root: the recipe's tree, the nodes' names, what cluster_mkinitrd needs."""
+"""Our own files in the root: the recipe's tree, commands and libraries, and our Python."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ssi.common.addresses import NAME_SERVER, node_address, node_name
 from ssi.common.nodes import MAX_NODE
+from ssi.host.build import compiled
 from ssi.host.build.digest import list_files
 from ssi.host.build.modules import Finder, close_over_modules
 from ssi.host.build.ramdisk import own_sources
@@ -21,8 +23,9 @@ from ssi.host.paths import IMAGE, TOP
 OURS = "usr/lib/ssi"
 COMMON_TREE = IMAGE / "rootfs/tree"
 
-BUILDER = "ssi.host.build.ramdisk"
-"""What cluster_mkinitrd runs; it gets that and what it imports, laid out as in the checkout."""
+PROGRAMS = ("ssi.host.build.ramdisk", "ssi.api")
+"""What cluster_mkinitrd runs, and what people import; each gets that and what it imports, laid out
+as in the checkout."""
 
 
 def render_hosts() -> str:
@@ -37,6 +40,7 @@ def generated_files() -> dict[str, str]:
     return {
         "etc/hosts": render_hosts(),
         "etc/resolv.conf": f"nameserver {NAME_SERVER}\noptions timeout:2 attempts:2\n",
+        **compiled.GENERATED,
     }
 
 
@@ -50,10 +54,10 @@ def list_overlay(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 
 def list_software() -> list[Path]:
-    """Return the files that make a ramdisk: the builder, and what of ours it packs."""
+    """Return our Python: what makes a ramdisk, what is packed into one, what people import."""
     tree = FolderTree(TOP / "src")
-    builder = close_over_modules(Finder(tree, ["/"]), [BUILDER]).values()
-    files = {TOP / "src" / module.path.lstrip("/") for module in builder}
+    modules = close_over_modules(Finder(tree, ["/"]), PROGRAMS).values()
+    files = {TOP / "src" / module.path.lstrip("/") for module in modules}
     return sorted({*files, *own_sources(), *list_files(IMAGE / "ramdisk")})
 
 
@@ -66,18 +70,23 @@ def _member(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
 
 def _folders(names: Iterable[str]) -> list[str]:
     """Return the folders of ours that no package makes, parents first."""
-    return sorted({
+    ours = {
         os.fspath(parent)
         for name in names if name.startswith(f"{OURS}/")
         for parent in Path(name).parents if len(parent.parts) >= len(Path(OURS).parts)
-    })  # fmt: skip
+    }  # fmt: skip
+    return sorted({*ours, *compiled.FOLDERS})
+
+
+def _add_link(tar: tarfile.TarFile, name: str, goal: str) -> None:
+    member = _member(name, 0o777)
+    member.type, member.linkname = tarfile.SYMTYPE, goal
+    tar.addfile(member)
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
     if path.is_symlink():
-        member = _member(name, 0o777)
-        member.type, member.linkname = tarfile.SYMTYPE, os.fspath(path.readlink())
-        tar.addfile(member)
+        _add_link(tar, name, os.fspath(path.readlink()))
         return
     status = path.stat()
     with path.open("rb") as file:
@@ -88,15 +97,23 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
 def write_overlay(recipe: Recipe, target: Path) -> None:
     """Write the tar with our own files; the same files give the same tar."""
     files = {name: path for path, name in list_overlay(recipe)}
-    generated = generated_files()
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name in _folders(files):
-            member = _member(name, 0o755)
-            member.type = tarfile.DIRTYPE
-            tar.addfile(member)
-        for name, path in sorted(files.items()):
-            if name not in generated:
-                _add(tar, name, path)
-        for name, text in generated.items():
+    with (
+        tempfile.TemporaryDirectory(prefix="ssi-root-") as folder,
+        tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        _write_files(tar, {**compiled.compile_products(Path(folder)), **files})
+        for name, text in generated_files().items():
             data = text.encode()
             tar.addfile(_member(name, 0o644, len(data)), io.BytesIO(data))
+        for name, goal in compiled.LINKS.items():
+            _add_link(tar, name, goal)
+
+
+def _write_files(tar: tarfile.TarFile, files: Mapping[str, Path]) -> None:
+    for name in _folders(files):
+        member = _member(name, 0o755)
+        member.type = tarfile.DIRTYPE
+        tar.addfile(member)
+    for name, path in sorted(files.items()):
+        if name not in generated_files():
+            _add(tar, name, path)

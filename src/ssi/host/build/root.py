@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssi.host.build import overlay
-from ssi.host.build.digest import digest_file, digest_text
+from ssi.host import native
+from ssi.host.build import compiled, overlay
+from ssi.host.build.digest import digest_file, digest_files, digest_text
 from ssi.host.build.installer import Installation, install
 from ssi.host.build.options import BuildOptions, Report
 from ssi.host.build.plan import Artifact
 from ssi.host.build.recipe import read_recipe
 from ssi.host.disk import make_blank
+from ssi.host.paths import NATIVE
 
 SIZE = 8 << 30
 """What nodes see; the image takes what is written to it."""
+
+OWN = ("root.py", "installer.py", "overlay.py", "compiled.py")
 
 PHASES = {"format": 1, "unpack": 2, "write": 3}
 
@@ -27,7 +31,9 @@ def root_artifact(
     inputs = {
         **{name: digest_file(path) for path, name in overlay.list_overlay(recipe)},
         **{name: digest_text(text) for name, text in overlay.generated_files().items()},
-        **{name: digest_file(own / name) for name in ("root.py", "installer.py", "overlay.py")},
+        **digest_files(compiled.list_sources(), NATIVE),
+        **{name: digest_file(own / name) for name in OWN},
+        "native.py": digest_file(Path(native.__file__)),
     }
 
     def build(work: Path, report: Report) -> Path:

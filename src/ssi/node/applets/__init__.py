@@ -1,0 +1,1 @@
+"""What answers the programs of the userland: see ssi.node.local."""
