@@ -7,16 +7,23 @@ import logging
 from pathlib import Path
 
 from ssi.node.applets.api import Api
+from ssi.node.applets.init import InitApplets
 from ssi.node.applets.query import Query
 from ssi.node.boot import Boot
 from ssi.node.cluster import Cluster
 from ssi.node.commands import Commands
+from ssi.node.console import Console
 from ssi.node.facts import Facts
 from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
+from ssi.node.init.ctrlaltdel import CtrlAltDel
+from ssi.node.init.descent import Descent
+from ssi.node.init.events import Events
+from ssi.node.init.executor import Executor
+from ssi.node.init.inittab import begin
+from ssi.node.init.jobs import Jobs
 from ssi.node.leave import leave, power_off
 from ssi.node.local import LocalServer
-from ssi.node.login import Login
 from ssi.node.members import Members
 from ssi.node.settings import Settings
 
@@ -43,27 +50,30 @@ async def run(settings: Settings, *, restarted: bool) -> None:
         cluster = Cluster(settings.node, boot_id, members, host)
         boot = Boot(settings, host, members, cluster, group, restarted=restarted)
         Commands(host, group)
+        Console(settings.console, host)
+        jobs = Jobs()
+        executor = Executor(cluster, jobs, settings.console)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
-        Query(facts).register(local)
-        Api(facts).register(local)
-        login = Login(settings.console, host)
-        leaving: list[asyncio.Task[None]] = []
-
-        def hear_leave(_: object) -> None:
-            if not leaving:
-                members.on_gone = lambda: None
-                for task in opening:
-                    task.cancel()
-                leaving.append(group.create_task(leave(host)))
+        for applets in (Query(facts), Api(facts), InitApplets(cluster)):
+            applets.register(local)
 
         async def open_node() -> None:
             if await boot.run():
-                await login.run()
+                group.create_task(begin(cluster))
+                group.create_task(executor.run())
+                group.create_task(Events(cluster, jobs, settings.console).run())
+                group.create_task(CtrlAltDel(cluster, jobs, settings.console).run())
 
-        host.hear("leave", hear_leave)
+        async def leave_node(how: str) -> None:
+            members.on_gone = lambda: None
+            opening.cancel()
+            await executor.close()
+            await leave(host, how)
+
         group.create_task(host.listen())
         group.create_task(Fence(host).run())
         group.create_task(cluster.run())
         group.create_task(local.run())
-        opening = [group.create_task(open_node())]
+        opening = group.create_task(open_node())
+        group.create_task(Descent(cluster, executor, host, leave_node).run())

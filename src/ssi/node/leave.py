@@ -45,8 +45,13 @@ async def end_userland() -> None:
         await wait_until(lambda: not list_userland(), within_s=STEP_S)
 
 
-async def leave(host: HostLine) -> None:
-    """Leave the cluster in order and switch off. The host has a deadline of its own."""
+async def leave(host: HostLine, how: str) -> None:
+    """Leave the cluster in order and switch off. The host has a deadline of its own.
+
+    `how` says what the whole cluster does (state.init.HOW): a virtual node is switched on again by
+    the host, when all have left.
+    """
+    host.say("going", how=how)
     host.say("phase", name="leaving")
     await end_userland()
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LOG = "/run/ssi/daemons.log"
 
 
-def start_process(argv: list[str]) -> int:
+def start_process(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
     """Start `argv` in a session of its own, its output in LOG; return its PID.
 
     Light on purpose (no subprocess, no asyncio): corosync is started while these load.
@@ -17,8 +18,8 @@ def start_process(argv: list[str]) -> int:
     try:
         return os.posix_spawnp(
             argv[0],
-            argv,
-            os.environ,
+            list(argv),
+            os.environ if environment is None else environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
@@ -46,19 +47,6 @@ def find_process(name: str) -> int:
         except OSError:
             continue  # it has just ended
     return 0
-
-
-def list_terminal(device: int) -> list[int]:
-    """Return the PIDs of the processes whose controlling terminal is `device`."""
-    pids = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just ended
-        if int(fields[4]) == device:
-            pids.append(int(entry))
-    return pids
 
 
 def list_userland() -> list[int]:

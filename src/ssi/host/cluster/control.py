@@ -37,6 +37,7 @@ class Control:
         self._commands = Commands(supervisor)
         self.finished = asyncio.Event()
         """Set when the cluster is to end."""
+        supervisor.on_end = self.finished.set
         self._requests: dict[str, Callable[[Line, Message], Awaitable[Answer]]] = {
             "start": self._start, "add": self._add, "rm": self._rm, "stop": self._stop,
             "status": self._status, "exec": self._commands.run, "console": self._console,

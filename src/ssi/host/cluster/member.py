@@ -8,7 +8,8 @@ from typing import Any
 
 from ssi.host.uml.node import VirtualNode
 
-PHASES = ("booting", "init", "ring", "locks", "mounted", "ready", "leaving", "left")
+PHASES = ("booting", "init", "ring", "locks", "mounted", "ready", "stopping", "leaving",
+          "left")  # fmt: skip
 """What a node says of itself, in this order; ready: member, root mounted, userland entered."""
 
 TAIL = 6
@@ -30,6 +31,8 @@ class Member:
     """The number of the view it is in, whose members and init node follow."""
     view_members: tuple[int, ...] = ()
     init_node: int = 0
+    going: str = ""
+    """What the cluster is going down for, as this node says: poweroff, halt or reboot."""
     crashed: bool = False
     """`ssi rm` or the fence has killed it."""
 

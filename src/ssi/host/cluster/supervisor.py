@@ -31,6 +31,7 @@ BATCH = 8
 BOOT_S = 60.0
 BOOT_EACH_S = 6.0
 LEAVE_S = 20.0
+STOPPING_S = 60.0
 
 Report = Callable[[int, str], None]
 """Called with a node and its new phase."""
@@ -48,19 +49,23 @@ class Supervisor:
         self.changes = Changes()
         self.on_message: dict[str, Callable[[Member, Message], None]] = {}
         self.on_loss: list[Callable[[int], None]] = []
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when the nodes have shut the cluster down."""
         self._group = group
         self._arbiter = Arbiter()
         self.notes: list[str] = []
         """What the cluster goes without, for the person who starts it."""
         self._runs = 0
         self._making_journals = self._stopping = False
+        self._rebooting: set[int] = set()
+        """Nodes that have left to be started again when all have."""
         self._without_journal: set[int] = set()
         self._deaths: dict[int, Message] = {}
         """What was said about the last death of each node."""
         self._reports: list[Report] = []
         self._hear: dict[str, Callable[[Member, Message], None]] = {
             "hello": self._hear_hello, "phase": self._hear_phase, "view": self._hear_view,
-            "member": self._hear_member,
+            "member": self._hear_member, "going": self._hear_going,
             "trouble": self._hear_trouble, "fence": self._hear_fence,
             "no-journal": self._hear_no_journal, "journals": self._hear_journals,
         }  # fmt: skip
@@ -233,6 +238,28 @@ class Supervisor:
         for lose in self.on_loss:
             lose(member.number)
         self.changes.tell()
+        if member.going == "reboot":
+            self._rebooting.add(member.number)
+        if member.going and not self.members and not self._stopping:
+            self._end_or_reboot()
+
+    def _end_or_reboot(self) -> None:
+        nodes = sorted(self._rebooting)
+        self._rebooting.clear()
+        if nodes:
+            self._group.create_task(self._reboot(nodes))
+        else:
+            self.on_end()
+
+    async def _reboot(self, nodes: list[int]) -> None:
+        logger.info("reboot: starting node %s", fold_nodes(nodes))
+        self._deaths.clear()
+        try:
+            await self.start(nodes, lambda *_: None)
+        except SsiError:
+            logger.exception("reboot")
+            if not self.members:
+                self.on_end()
 
     async def crash(self, nodes: Collection[int]) -> None:
         """Kill `nodes`, as a power failure would; return when they are gone."""
@@ -248,12 +275,19 @@ class Supervisor:
         """Have all nodes leave in order; kill and return those that have not within the time."""
         self._stopping = True
         self._send_all({"is": "leave"})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                await self.changes.wait_for(lambda: not self.members)
+        if not await self._wait_empty(within_s):
+            # Entries for a shutdown run: they have a limit of their own.
+            stopping = any(member.phase == "stopping" for member in self.members.values())
+            await self._wait_empty(STOPPING_S if stopping else 0)
         late = sorted(self.members)
         await self.crash(late)
         return late
+
+    async def _wait_empty(self, within_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.changes.wait_for(lambda: not self.members)
+        return not self.members
 
     async def apply_faults(self, faults: Faults) -> None:
         """Let the network have these faults and no others."""
@@ -332,6 +366,9 @@ class Supervisor:
         member.view_members = tuple(get_ints(message, "members", 1, MAX_NODE))
         member.init_node = get_int(message, "init", 0, MAX_NODE)
         self.changes.tell()
+
+    def _hear_going(self, member: Member, message: Message) -> None:
+        member.going = get_text(message, "how")[:20]
 
     def _hear_trouble(self, member: Member, message: Message) -> None:
         member.trouble = get_text(message, "text")[:400]

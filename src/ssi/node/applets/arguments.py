@@ -23,8 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, name: str, description: str) -> None:
         super().__init__(
-            prog=name, description=description, formatter_class=_formatter, allow_abbrev=False
-        )
+            prog=name, description=description, formatter_class=_formatter, allow_abbrev=False,
+            conflict_handler="resolve",  # shutdown -h is older than help
+        )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exit."""

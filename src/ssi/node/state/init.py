@@ -79,14 +79,19 @@ class Init:
             case "ran":
                 return self._note(_load_mark(message), view)
             case "shutdown":
-                return dataclasses.replace(self, shutdown=_load_shutdown(message))
+                return self._plan(_load_shutdown(message))
             case "cancel":
-                planned = self.shutdown and self.shutdown.phase is Phase.PLANNED
-                return dataclasses.replace(self, shutdown=None) if planned else self
+                return self._plan(None)
             case "phase":
                 return self._go_on(Phase(wire.get_word(message, "phase", list(Phase))))
             case _:
                 raise ProtocolError(f"unknown operation {operation!r:.40}")
+
+    def _plan(self, shutdown: Shutdown | None) -> Init:
+        # From one that has begun there is no way back.
+        if self.shutdown and self.shutdown.phase is not Phase.PLANNED:
+            return self
+        return dataclasses.replace(self, shutdown=shutdown)
 
     def _enter(self, level: str) -> Init:
         if level == self.level:

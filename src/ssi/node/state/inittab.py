@@ -28,6 +28,9 @@ ACTIONS = (*BEFORE, *IN_LEVEL, *AT_TIMES, "initdefault", "off")
 
 MAX_ENTRIES = 500
 
+CONSOLE = "con:S12345:respawn@all:/sbin/agetty --noclear -L ${CONSOLE#/dev/} 115200 xterm-256color"
+"""What a root without inittab.ssi has: a login on each console."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
@@ -69,14 +72,18 @@ class Inittab:
         return levels[0] if levels else DEFAULT_LEVEL
 
 
+def _check_id(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9~_.-]{1,16}", name):
+        raise UsageError(f"{name!r} is no id")
+
+
 def _parse_line(line: str) -> Entry:
     parts = line.split(":", 3)
     if len(parts) != 4:
         raise UsageError("it has not the form id:runlevels:action:process")
     name, levels, what, command = parts
     action, _, where = what.partition("@")
-    if not re.fullmatch(r"[A-Za-z0-9~_.-]{1,16}", name):
-        raise UsageError(f"{name!r} is no id")
+    _check_id(name)
     if set(levels.upper()) - set(LEVELS):
         raise UsageError(f"{levels!r} are no runlevels")
     if action not in ACTIONS:
@@ -123,6 +130,7 @@ def load_entries(message: Message, key: str) -> tuple[Entry, ...]:
     for item in wire.get_objects(message, key):
         words = {f.name: wire.get_text(item, f.name) for f in dataclasses.fields(Entry)}
         try:
+            _check_id(words["id"])
             if words["where"] not in {"init", "all"}:
                 parse_nodes(words["where"])
         except UsageError as error:
