@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.clusters import Cluster, Ssi, started, wait_until
+from support.clusters import Cluster, Ssi, kill_daemon, started, wait_until
 
 SERVICE = "/usr/local/sbin/service-of-test"
 RUNS = "/var/tmp/runs"
@@ -200,18 +200,3 @@ def test_scripts_run_once_for_each_node_that_comes_or_is_lost(trio: Cluster) -> 
     ]  # fmt: skip
     numbers = [int(line[2]) for line in lines]
     assert numbers == sorted(set(numbers))
-
-
-KILL = """\
-for process in /proc/[0-9]*; do
-    words=$(tr '\\0' ' ' <$process/cmdline 2>/dev/null)
-    case $words in "/usr/bin/python3 "*ssi.node.main*) kill -9 ${process#/proc/} ;; esac
-done
-"""
-
-
-def kill_daemon(cluster: Cluster, node: int) -> None:
-    """Kill the daemon of `node`; the command that does it is lost with it."""
-    cluster.ssi.try_(
-        "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", KILL
-    )

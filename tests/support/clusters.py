@@ -161,6 +161,21 @@ def wait_until(true: Callable[[], object], what: str, *, within_s: float = 60) -
         time.sleep(0.1)
 
 
+KILL_DAEMON = """\
+for process in /proc/[0-9]*; do
+    words=$(tr '\\0' ' ' <$process/cmdline 2>/dev/null)
+    case $words in "/usr/bin/python3 "*ssi.node.main*) kill -9 ${process#/proc/} ;; esac
+done
+"""
+
+
+def kill_daemon(cluster: Cluster, node: int) -> None:
+    """Kill the daemon of `node`; the command that does it is lost with it."""
+    cluster.ssi.try_(
+        "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", KILL_DAEMON
+    )
+
+
 def is_root() -> bool:
     """Tell whether the tests run as root."""
     return os.getuid() == 0

@@ -44,6 +44,7 @@ class SmallCluster:
         self.members: tuple[int, ...] = ()
         self.states: dict[int, str] = {}
         self.init_node: int | None = None
+        self.pending_events = 0
         self.transitions: list[Step] = []
         self._waiting: list[asyncio.Event] = []
         for number in up:

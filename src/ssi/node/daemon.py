@@ -9,6 +9,7 @@ from pathlib import Path
 from ssi.node.applets.api import Api
 from ssi.node.applets.init import InitApplets
 from ssi.node.applets.query import Query
+from ssi.node.applets.registers import RegisterApplet
 from ssi.node.boot import Boot
 from ssi.node.cluster import Cluster
 from ssi.node.commands import Commands
@@ -55,7 +56,7 @@ async def run(settings: Settings, *, restarted: bool) -> None:
         executor = Executor(cluster, jobs, settings.console)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
-        for applets in (Query(facts), Api(facts), InitApplets(cluster)):
+        for applets in (Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster)):
             applets.register(local)
 
         async def open_node() -> None:

@@ -44,6 +44,11 @@ class Facts:
         return self._view.init_node
 
     @property
+    def pending_events(self) -> int:
+        """How many nodeups and nodedowns still wait for their script."""
+        return len(self._view.events)
+
+    @property
     def transitions(self) -> Sequence[Transition]:
         """The last few hundred, oldest first."""
         return self._view.transitions

@@ -36,6 +36,7 @@ class Members:
         self._host = host
         self._votes: Votes | None = None
         self._expected: int | None = None
+        self._claims = False
         self.view: RingView | None = None
         self.votes = False
         """This node has a vote: it has mounted the root, or is the first to."""
@@ -69,28 +70,42 @@ class Members:
     def _see(self, view: RingView) -> None:
         self.view = view
         self._host.say("view", ring=view.ring, quorate=view.quorate, members=list(view.members))
-        self._apply_expected()
+        self._apply()
         self.on_facts()
 
     def _hear_expected(self, message: Message) -> None:
         self._expected = get_int(message, "votes", 1, 127)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Tell corosync what it has not been told yet; what it refuses, again at the next view.
+
+        It takes nothing by which the votes it sees would be no quorum: while a dead node is still
+        in its ring it cannot expect fewer, nor take our vote before it expects fewer.
+        """
         self._apply_expected()
+        if self._claims and self._tell(lambda votes: votes.set_votes(self._node, 1)):
+            self._claims = False
+            self._apply_expected()
 
     def _apply_expected(self) -> None:
-        if self._expected is None or self._votes is None:
-            return
-        try:
-            self._votes.set_expected(self._expected)
-        except CorosyncError as error:
-            # The dead node is still in the ring: tried again at the next view.
-            logger.info("%s", error)
-        else:
+        expected = self._expected
+        if expected is not None and self._tell(lambda votes: votes.set_expected(expected)):
             self._expected = None
+
+    def _tell(self, call: Callable[[Votes], None]) -> bool:
+        if self._votes is None:
+            return False
+        try:
+            call(self._votes)
+        except CorosyncError as error:
+            logger.info("%s", error)
+            return False
+        return True
 
     def claim_vote(self, *, first: bool = False) -> None:
         """Take a vote for this node: it has mounted the root, or is the first to."""
-        assert self._votes is not None
-        self._votes.set_votes(self._node, 1)
-        self.votes = True
+        self.votes = self._claims = True
+        self._apply()
         self.founds = self.founds or first
         self.on_facts()

@@ -68,7 +68,7 @@ def test_answers(running: Serving, words: str, status: int, out: str) -> None:
     ("words", "value"),
     [
         ("cluster", {"name": "small", "node": 1, "view": 5, "init_node": 1,
-                     "members": [1, 3, 7], "up": [1, 3, 7]}),
+                     "members": [1, 3, 7], "up": [1, 3, 7], "pending_events": 0}),
         ("clustername", {"name": "small"}),
         ("clusternode_num", {"node": 1}),
         ("clusternode_avail 2", {"node": 2, "available": False}),

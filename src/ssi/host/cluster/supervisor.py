@@ -333,6 +333,8 @@ class Supervisor:
                 lose(member.number)
             for order in self._arbiter.standing_orders(member.number):
                 member.virtual.line.post({"is": order.value})
+            expected = {"is": "expected", "votes": self._arbiter.expected_votes}
+            member.virtual.line.post(expected)
             for death in self._deaths.values():
                 member.virtual.line.post(death)
             if self._stopping:

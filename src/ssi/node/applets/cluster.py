@@ -72,6 +72,10 @@ class Cluster(Protocol):
         """Where the cluster's init runs."""
 
     @property
+    def pending_events(self) -> int:
+        """How many nodeups and nodedowns still wait for their script."""
+
+    @property
     def transitions(self) -> Sequence[Transition]:
         """The last few hundred, oldest first."""
 

@@ -122,6 +122,7 @@ class Query:
         return {
             "name": cluster.name, "node": cluster.node, "view": cluster.view,
             "init_node": cluster.init_node, "members": list(cluster.members), "up": self._up(),
+            "pending_events": cluster.pending_events,
         }  # fmt: skip
 
     async def name(self, request: Request, output: Output) -> int:
