@@ -96,6 +96,29 @@ def test_ssi_stop_takes_the_same_way(duo: Cluster) -> None:
     check_order(duo)
 
 
+def test_one_node_leaves_in_order(duo: Cluster) -> None:
+    service = b"#!/bin/sh\ntrap 'echo the service ends; exit' TERM\nsleep 1000000 & wait\n"
+    path = "/usr/local/sbin/service"
+    duo.run(1, "sh", "-c", 'cat >"$0" && chmod 755 "$0"', path, given=service)
+    duo.run(1, "tee", "-a", "/etc/inittab.ssi", given=f"tr:3:respawn@all:{path}\n".encode())
+    duo.run(1, "telinit", "q")
+    duo.run(1, "sh", "-c", "until pgrep -x sleep; do sleep 0.1; done")
+    # The init node is the one that leaves: what it has for the cluster goes to the other.
+    duo.run(2, "clusternode_shutdown", "1")
+    wait_until(lambda: set(duo.nodes()) == {2}, "node1 is off")
+    assert "the service ends" in console(duo, 1)
+    assert "Power down" in console(duo, 1)
+    assert duo.nodes()[2]["init_node"] == 2
+    wait_until(lambda: duo.run(2, "clusternode_getstate", "1") == "DOWN\n", "node1 is DOWN")
+    last = duo.try_run(2, "clusternode_shutdown", "2")
+    assert (last.status, last.out) == (1, "")
+    assert "is the last one" in last.err
+    gone = duo.try_run(2, "clusternode_shutdown", "1")
+    assert "node1 is DOWN, not UP" in gone.err
+    duo.add(1)
+    assert duo.run(1, "cluster") == "1-2\n"
+
+
 def test_the_next_init_node_goes_on_with_a_shutdown(duo: Cluster) -> None:
     script = b"#!/bin/sh\n[ $SSI_NODE != 1 ] || sleep 1000\necho services have ended\n"
     duo.run(2, "tee", "/etc/rc.d/rc.shutdown", given=script)

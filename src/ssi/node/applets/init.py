@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import functools
 import json
 import re
 import time
 
-from ssi.common.errors import SsiError, UsageError
+from ssi.common.errors import SsiError, TimedOut, UsageError
+from ssi.common.nodes import parse_node
 from ssi.node.applets.arguments import Parser, parse
 from ssi.node.applets.cluster import Denied
 from ssi.node.cluster import Cluster
@@ -16,8 +18,10 @@ from ssi.node.init.inittab import FILE, propose_inittab, read_inittab
 from ssi.node.local import LocalServer, Output, Request
 from ssi.node.state.init import Phase
 from ssi.node.state.inittab import LEVELS
+from ssi.node.state.view import NodeState, View
 
 WITHIN_S = 10.0
+LEAVE_S = 120.0
 MAX_TEXT = 1000
 MAX_MINUTES = 60 * 24 * 365
 
@@ -56,6 +60,7 @@ class InitApplets:
         server.serve("shutdown", self.shutdown)
         for name in ("poweroff", "halt", "reboot"):
             server.serve(name, self.go_down)
+        server.serve("clusternode_shutdown", self.shut_node_down)
         server.serve("telinit", self.telinit)
         server.serve("runlevel", self.runlevel)
 
@@ -93,6 +98,35 @@ class InitApplets:
             "shutdown", how=how, time=moment, by=by, text=text[:MAX_TEXT],
             phase=Phase.PLANNED.value,
         )  # fmt: skip
+
+    async def shut_node_down(self, request: Request, output: Output) -> int:
+        """Have one node leave in order; return when it has."""
+        words = await parse(_node_parser(), request, output)
+        if words is None:
+            return 0
+        _check_root(request, "shut a node down")
+        node = parse_node(words.node)
+        view = self._view()
+        if view.state_of(node) is not NodeState.UP:
+            raise SsiError(f"node{node} is {view.state_of(node)}, not UP")
+        if view.alive == {node}:
+            raise SsiError(
+                f"node{node} is the last one", hint="`poweroff` takes the whole cluster down"
+            )
+        cause = f"clusternode_shutdown by user {request.uid} on node{self._cluster.node}"
+        await self._cluster.commit_state(node, NodeState.SHUTDOWN, cause, within_s=WITHIN_S)
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._cluster.changes.wait_for(lambda: node not in self._view().alive)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"node{node} is {self._view().state_of(node)} after {LEAVE_S:.0f} s",
+                hint="its log says what it waits for",
+            ) from error
+        return 0
+
+    def _view(self) -> View:
+        return self._cluster.known.view if self._cluster.known else View()
 
     async def telinit(self, request: Request, output: Output) -> int:
         """Change the runlevel, or read inittab.ssi again."""
@@ -162,6 +196,13 @@ def _now_parser(name: str) -> Parser:
     for flags, how in ((("-p", "--poweroff"), "poweroff"), (("--halt",), "halt"),
                        (("--reboot",), "reboot")):  # fmt: skip
         parser.add_argument(*flags, dest="how", action="store_const", const=how, help=f"as `{how}`")
+    return parser
+
+
+@functools.cache
+def _node_parser() -> Parser:
+    parser = Parser("clusternode_shutdown", "Have one node leave in order; for root.")
+    parser.add_argument("node", metavar="NODE", help="number of the node")
     return parser
 
 

@@ -80,7 +80,8 @@ class Descent:
             for task in following:
                 task.cancel()
         shutdown = self._init().shutdown
-        await self._leave(shutdown.how if shutdown else "poweroff")
+        of_all = shutdown is not None and shutdown.phase is Phase.LEAVING
+        await self._leave(shutdown.how if shutdown and of_all else "poweroff")
 
     # -- the replicated state's word -------------------------------------------------------------
 
@@ -91,31 +92,33 @@ class Descent:
         shutdown = self._init().shutdown
         return shutdown.phase if shutdown else None
 
+    def _state(self) -> NodeState:
+        view = self._cluster.known.view if self._cluster.known else None
+        return view.state_of(self._cluster.node) if view else NodeState.COMINGUP
+
     def _is_init_node(self) -> bool:
         state = self._cluster.known
         return state is not None and state.view.init_node == self._cluster.node
 
     def _leaves(self) -> bool:
         """Whether it is decided that this node leaves now."""
-        state = self._cluster.known
-        if state is None:
-            return False
-        own = state.view.state_of(self._cluster.node)
-        return own is NodeState.GOINGDOWN or self._phase() is Phase.LEAVING
+        return self._state() is NodeState.GOINGDOWN or self._phase() is Phase.LEAVING
 
     async def _follow(self) -> None:
         """Take the steps that are the init node's to take; return when this node is to leave."""
         changes = self._cluster.changes
         while not self._leaves():
             shutdown = self._init().shutdown
-            if shutdown is None or not self._is_init_node():
+            if self._state() is NodeState.SHUTDOWN:
+                await self._go_alone()
+            elif shutdown is None or not self._is_init_node():
                 await changes.wait()
             elif shutdown.phase is Phase.PLANNED:
                 if await self._wait_time(shutdown):
                     await self._go_on(Phase.STOPPING)
             else:
                 self._host.say("phase", name="stopping")
-                await self._wait_stopped()
+                await self._wait_stopped(self._have_all_stopped)
                 await self._go_on(Phase.LEAVING)
 
     async def _wait_time(self, shutdown: Shutdown) -> bool:
@@ -131,15 +134,24 @@ class Descent:
         self._cluster.propose("init", "phase", phase=phase.value)
         await self._cluster.changes.wait_for(lambda: self._phase() in {phase, Phase.LEAVING, None})
 
-    async def _wait_stopped(self) -> None:
-        """Wait until services have ended, and entries for a shutdown have run."""
+    async def _go_alone(self) -> None:
+        """This node alone is shut down: its services end first; until then there is a way back."""
+        await self._wait_stopped(
+            lambda: self._state() is not NodeState.SHUTDOWN or self._executor.idle
+        )
+        if self._state() is NodeState.SHUTDOWN:
+            node = self._cluster.node
+            self._cluster.set_state(node, NodeState.GOINGDOWN, "its services have ended")
+            await self._cluster.changes.wait_for(lambda: self._state() is not NodeState.SHUTDOWN)
 
-        def stopped() -> bool:
-            state = self._cluster.known
-            return state is None or (
-                self._executor.idle and is_through(state, actions=("shutdown",))
-            )
+    def _have_all_stopped(self) -> bool:
+        """Whether services have ended, and entries for a shutdown have run."""
+        state = self._cluster.known
+        if state is None or self._phase() is not Phase.STOPPING:
+            return True
+        return self._executor.idle and is_through(state, actions=("shutdown",))
 
+    async def _wait_stopped(self, stopped: Callable[[], bool]) -> None:
         try:
             async with asyncio.timeout(STOPPING_S):
                 while not stopped():

@@ -26,7 +26,7 @@ class NodeState(enum.StrEnum):
     """Its daemon has joined; it has not mounted the root yet."""
     UP = "UP"
     SHUTDOWN = "SHUTDOWN"
-    """It is being shut down in order: its services end."""
+    """It is being shut down in order: its services end, and then it is GOINGDOWN."""
     GOINGDOWN = "GOINGDOWN"
     """Its processes end, and it leaves the root."""
     KCLEANUP = "KCLEANUP"
