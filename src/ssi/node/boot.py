@@ -13,6 +13,7 @@ from ssi.node import dlm, root
 from ssi.node.cluster import Cluster
 from ssi.node.hostline import HostLine
 from ssi.node.members import Members
+from ssi.node.pids import claim_range, keep_range
 from ssi.node.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ class Boot:
 
     async def _open(self) -> None:
         self._tell("mounted")
+        claim_range(self._settings.node)
+        self._group.create_task(keep_range(self._settings.node))
         await root.enter_userland()
         await self._cluster.rise()
         self._tell("ready")
