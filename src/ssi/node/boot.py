@@ -112,7 +112,7 @@ class Boot:
         self._tell("mounted")
         claim_range(self._settings.node)
         self._group.create_task(keep_range(self._settings.node))
-        await root.enter_userland()
+        await root.enter_userland(self._settings.node)
         await self._cluster.rise()
         self._tell("ready")
         await self._add_swap()

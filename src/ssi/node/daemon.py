@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from ssi.node import nodefiles
 from ssi.node.applets.api import Api
 from ssi.node.applets.init import InitApplets
 from ssi.node.applets.query import Query
@@ -61,6 +62,7 @@ async def run(settings: Settings, *, restarted: bool) -> None:
 
         async def open_node() -> None:
             if await boot.run():
+                opening.append(group.create_task(nodefiles.tidy(settings.node)))
                 group.create_task(begin(cluster))
                 group.create_task(executor.run())
                 group.create_task(Events(cluster, jobs, settings.console).run())
@@ -68,7 +70,8 @@ async def run(settings: Settings, *, restarted: bool) -> None:
 
         async def leave_node(how: str) -> None:
             members.on_gone = lambda: None
-            opening.cancel()
+            for task in opening:
+                task.cancel()
             await executor.close()
             await leave(host, how)
 
@@ -76,5 +79,5 @@ async def run(settings: Settings, *, restarted: bool) -> None:
         group.create_task(Fence(host).run())
         group.create_task(cluster.run())
         group.create_task(local.run())
-        opening = group.create_task(open_node())
+        opening = [group.create_task(open_node())]
         group.create_task(Descent(cluster, executor, host, leave_node).run())

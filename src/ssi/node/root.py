@@ -84,13 +84,14 @@ async def add_journals(wanted: int) -> None:
         await run("gfs2_jadd", "-j", str(missing), "-J", str(JOURNAL_MIB), os.fspath(SYSROOT))
 
 
-async def enter_userland() -> None:
+async def enter_userland(node: int) -> None:
     """Make the userland's namespace, in which SYSROOT is the root; once a boot."""
     if is_mounted(USERLAND):
         return
     USERLAND.touch()
     await run(
-        "unshare", f"--mount={USERLAND}", "--propagation", "private", "/sbin/make-userland"
+        "unshare", f"--mount={USERLAND}", "--propagation", "private",
+        "/sbin/make-userland", str(node),
     )  # fmt: skip
 
 

@@ -1,0 +1,30 @@
+"""A node's own files on the shared root: /cluster/nodeN, which all nodes see.
+
+/sbin/make-userland makes the folder and mounts its parts where they belong. What need not be done
+before the node is up is done here.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ssi.common.errors import SsiError
+from ssi.node import root
+
+logger = logging.getLogger(__name__)
+
+# In the userland: the names of groups are those of the root. -x: what is mounted in /dev (pts, shm)
+# is no device node. These files only tell of the devices: /cluster is mounted nodev.
+TIDY = """\
+cd "/cluster/node$1" || exit
+chgrp utmp run/utmp && chmod 664 run/utmp
+rm -rf .old.* .new && mkdir .new && cp -ax /dev/. .new && rm -rf dev && mv .new dev
+"""
+
+
+async def tidy(node: int) -> None:
+    """List this node's devices in /cluster/nodeN/dev, and remove what its last /run had."""
+    try:
+        await root.run(*root.userland_argv(["/bin/sh", "-c", TIDY, "sh", str(node)]))
+    except SsiError as error:
+        logger.warning("/cluster/node%d: %s", node, error)
