@@ -27,6 +27,10 @@ class Line:
         if not self._writer.is_closing():
             self._writer.write(wire.encode(message))
 
+    def waiting(self) -> int:
+        """Return how many bytes wait to be sent."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def send(self, message: Mapping[str, object]) -> None:
         """Send `message`, and wait while too much is under way."""
         self.post(message)

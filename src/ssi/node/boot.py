@@ -49,6 +49,7 @@ class Boot:
 
     def _tell(self, phase: str) -> None:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
+        logger.info("phase %s after %.2f s", phase, uptime)
         self._host.say("phase", name=phase, uptime=uptime)
 
     async def run(self) -> bool:

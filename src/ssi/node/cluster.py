@@ -17,6 +17,7 @@ from ssi.common.nodes import MAX_NODE, fold_nodes
 from ssi.common.wire import Message
 from ssi.node.cpg import MAX_MESSAGE, Change, Group
 from ssi.node.hostline import HostLine
+from ssi.node.logs import set_view
 from ssi.node.members import Members, retry
 from ssi.node.quorum import CorosyncError
 from ssi.node.state.replica import Replica, Snapshot
@@ -165,6 +166,7 @@ class Cluster:
     def _tell(self, now: State) -> None:
         before, self._told = self._told, now
         if before.view.number != now.view.number:
+            set_view(now.view.number)
             logger.info("view %d: %s", now.view.number, fold_nodes(now.view.members))
         self._tell_host(now.view)
         for callback in self.on_change:

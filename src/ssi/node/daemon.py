@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from ssi.node import nodefiles
+from ssi.node import daemonlogs, nodefiles
 from ssi.node.applets.api import Api
 from ssi.node.applets.init import InitApplets
 from ssi.node.applets.query import Query
@@ -18,6 +18,7 @@ from ssi.node.console import Console
 from ssi.node.facts import Facts
 from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
+from ssi.node.hostlog import HostLog
 from ssi.node.init.ctrlaltdel import CtrlAltDel
 from ssi.node.init.descent import Descent
 from ssi.node.init.events import Events
@@ -26,7 +27,9 @@ from ssi.node.init.inittab import begin
 from ssi.node.init.jobs import Jobs
 from ssi.node.leave import leave, power_off
 from ssi.node.local import LocalServer
+from ssi.node.logs import NodeLog
 from ssi.node.members import Members
+from ssi.node.rootlog import RootLog
 from ssi.node.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -41,12 +44,15 @@ def die() -> None:
     power_off()
 
 
-async def run(settings: Settings, *, restarted: bool) -> None:
+async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
     """Run the node of `settings` until it is switched off."""
     host = HostLine(await open_line(settings.line))
     boot_id = BOOT_ID.read_text().strip()
     host.say("hello", node=settings.node, restarted=restarted, boot=boot_id)
+    rootlog = RootLog()
+    log.open([HostLog(host), rootlog])
     async with asyncio.TaskGroup() as group:
+        group.create_task(daemonlogs.follow(log, at_end=restarted))
         members = Members(settings.node, host)
         members.on_gone = die
         cluster = Cluster(settings.node, boot_id, members, host)
@@ -62,6 +68,7 @@ async def run(settings: Settings, *, restarted: bool) -> None:
 
         async def open_node() -> None:
             if await boot.run():
+                opening.append(group.create_task(rootlog.run()))
                 opening.append(group.create_task(nodefiles.tidy(settings.node)))
                 group.create_task(begin(cluster))
                 group.create_task(executor.run())

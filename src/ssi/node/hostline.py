@@ -58,6 +58,10 @@ class HostLine:
         """Tell the host something small."""
         self._line.post({"is": kind, **fields})
 
+    def waiting(self) -> int:
+        """Return how many bytes wait for the line."""
+        return self._line.waiting()
+
     async def stream(self, message: Mapping[str, object]) -> None:
         """Send the host something large, as fast as the line takes it."""
         await self._line.send(message)

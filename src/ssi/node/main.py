@@ -38,15 +38,12 @@ def main() -> int:
 
     # asyncio takes 0.4 s to load in a virtual node, in which corosync forms the ring.
     import asyncio  # noqa: PLC0415
-    import logging  # noqa: PLC0415
 
     from ssi.node.daemon import run  # noqa: PLC0415
+    from ssi.node.logs import set_up_logging  # noqa: PLC0415
 
-    logging.basicConfig(
-        filename=f"{RUN}/ssid.log", level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )  # fmt: skip
-    asyncio.run(run(settings, restarted=restarted))
+    log = set_up_logging(settings.node)
+    asyncio.run(run(settings, log, restarted=restarted))
     return 0
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssi.common.errors import SsiError
+from ssi.common.rotating import older
 from ssi.host.cluster.client import Hear, ask
 from ssi.host.cluster.member import read_tail
 from ssi.host.cluster.spec import FIRST_ID, LAST_ID, ClusterPlace, ClusterSpec
@@ -129,7 +130,8 @@ def _write_spec(place: ClusterPlace, request: StartRequest) -> None:
 def _run_supervisor(place: ClusterPlace, lock: int) -> subprocess.Popen[bytes]:
     """Start the cluster's process; return it when its control socket is there."""
     read_end, write_end = os.pipe()
-    place.supervisor_log.unlink(missing_ok=True)
+    if place.supervisor_log.exists():
+        place.supervisor_log.replace(older(place.supervisor_log))
     with os.fdopen(read_end, "rb") as ready, place.supervisor_log.open("ab") as log:
         try:
             process = subprocess.Popen(

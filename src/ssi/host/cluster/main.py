@@ -7,7 +7,9 @@ import logging
 import signal
 import time
 
+from ssi.common.logline import HOST, LineFormatter
 from ssi.host.cluster.control import Control
+from ssi.host.cluster.nodelogs import NodeLogs
 from ssi.host.cluster.spec import ClusterPlace, ClusterSpec
 from ssi.host.cluster.supervisor import Supervisor
 from ssi.host.net.switch import Switch
@@ -20,6 +22,7 @@ async def _run(place: ClusterPlace, ready: int) -> None:
     spec = ClusterSpec.from_json(place.spec.read_text())
     async with Switch.running() as switch, asyncio.TaskGroup() as group:
         supervisor = Supervisor(spec, switch, group)
+        supervisor.on_message["log"] = NodeLogs(place).hear
         control = Control(supervisor, time.time())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, control.finished.set)
         watching = group.create_task(supervisor.watch_switch())
@@ -30,10 +33,9 @@ async def _run(place: ClusterPlace, ready: int) -> None:
 
 def main(place: ClusterPlace, ready: int) -> int:
     """Run the supervisor of the cluster at `place` until the cluster ends."""
-    logging.basicConfig(
-        filename=place.supervisor_log, level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )  # fmt: skip
+    log = logging.FileHandler(place.supervisor_log)
+    log.setFormatter(LineFormatter(HOST, "supervisor"))
+    logging.basicConfig(handlers=[log], level=logging.INFO)
     become_subreaper()
     try:
         asyncio.run(_run(place, ready))

@@ -97,6 +97,10 @@ class ClusterPlace:
         """What the UML process itself prints, before there is a console and when it fails."""
         return self.logs / f"node{node}.uml"
 
+    def node_log(self, node: int) -> Path:
+        """What the node's daemons say; kept when it dies."""
+        return self.logs / f"node{node}.log"
+
     @property
     def supervisor_log(self) -> Path:
         return self.logs / "supervisor.log"
