@@ -21,6 +21,8 @@ class Line:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.size = 0
+        """Bytes of the message that was received last."""
 
     def post(self, message: Mapping[str, object]) -> None:
         """Send `message` without waiting; for small ones that are few."""
@@ -48,6 +50,7 @@ class Line:
         except asyncio.LimitOverrunError as error:
             await self._reader.read(error.consumed)
             raise ProtocolError(f"a line of over {wire.MAX_LINE} bytes") from error
+        self.size = len(line)
         return wire.decode(line)
 
     async def messages(self) -> AsyncIterator[wire.Message]:

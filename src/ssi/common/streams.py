@@ -14,8 +14,8 @@ from ssi.common.wire import WINDOW
 class Credit:
     """How many bytes may still be sent on one stream."""
 
-    def __init__(self) -> None:
-        self._free = WINDOW
+    def __init__(self, window: int = WINDOW) -> None:
+        self._free = window
         self._more = asyncio.Event()
 
     def add(self, count: int) -> None:

@@ -19,6 +19,7 @@ from ssi.node.facts import Facts
 from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
 from ssi.node.hostlog import HostLog
+from ssi.node.ics.ics import Ics
 from ssi.node.init.ctrlaltdel import CtrlAltDel
 from ssi.node.init.descent import Descent
 from ssi.node.init.events import Events
@@ -61,6 +62,9 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         Console(settings.console, host)
         jobs = Jobs()
         executor = Executor(cluster, jobs, settings.console)
+        ics = Ics(settings.node, settings.cluster, boot_id)
+        cluster.on_change.append(lambda _, now: ics.set_members(now.view))
+        host.hear("key", ics.hear_key)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster)):
@@ -85,6 +89,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         group.create_task(host.listen())
         group.create_task(Fence(host).run())
         group.create_task(cluster.run())
+        group.create_task(ics.run())
         group.create_task(local.run())
         opening = [group.create_task(open_node())]
         group.create_task(Descent(cluster, executor, host, leave_node).run())

@@ -16,13 +16,13 @@ import os
 import posixpath
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from ssi.common import frames
 from ssi.common.errors import ProtocolError, SsiError
 from ssi.common.frames import Given, Reply
+from ssi.node.complaints import Complaints
 from ssi.node.peer import Peer, read_peer
 
 logger = logging.getLogger(__name__)
@@ -164,25 +164,6 @@ class Output:
 Applet = Callable[[Request, Output], Awaitable[int]]
 
 
-class _Complaints:
-    """Log lines about callers: one in a while, so that nobody can fill the log."""
-
-    EVERY_S = 10.0
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._kept_back = 0
-
-    def add(self, peer: Peer, text: object) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            self._kept_back += 1
-            return
-        more = f" (and {self._kept_back} more)" if self._kept_back else ""
-        logger.warning("process %s of user %s: %s%s", peer.pid, peer.uid, text, more)
-        self._next, self._kept_back = now + self.EVERY_S, 0
-
-
 class _Shares:
     """Counts connections by user."""
 
@@ -239,7 +220,7 @@ class LocalServer:
         self._folder = folder
         self._applets: dict[str, Applet] = {}
         self._shares = _Shares()
-        self._complaints = _Complaints()
+        self._complaints = Complaints(logger)
 
     def serve(self, name: str, applet: Applet) -> None:
         """Have `applet` answer those who come as `name`."""
@@ -269,7 +250,7 @@ class LocalServer:
                 return
             with self._shares(peer.uid) as admitted:
                 if not admitted:
-                    self._complaints.add(peer, "too many requests at once")
+                    self._complaints.add(_name(peer), "too many requests at once")
                     _turn_away(connection)
                     return
                 await self._converse(connection, peer)
@@ -279,9 +260,9 @@ class LocalServer:
         try:
             await self._answer(reader, writer, peer)
         except ProtocolError as error:
-            self._complaints.add(peer, error)
+            self._complaints.add(_name(peer), error)
         except TimeoutError:
-            self._complaints.add(peer, f"no request within {REQUEST_S} s")
+            self._complaints.add(_name(peer), f"no request within {REQUEST_S} s")
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # gone
         finally:
@@ -323,7 +304,7 @@ class LocalServer:
                 kind, length = frames.parse_head(await reader.readexactly(frames.HEAD.size))
                 inbox.put(kind, await reader.readexactly(length))
         except ProtocolError as error:
-            self._complaints.add(peer, error)
+            self._complaints.add(_name(peer), error)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
 
@@ -351,6 +332,10 @@ class LocalServer:
             with contextlib.suppress(CallerGone):
                 await output.error(f"{name}: an error in the node daemon; see its log\n")
             return SOFTWARE
+
+
+def _name(peer: Peer) -> str:
+    return f"process {peer.pid} of user {peer.uid}"
 
 
 def _turn_away(connection: socket.socket) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ssi.common.errors import SsiError
 from ssi.common.rotating import older
 from ssi.host.cluster.client import Hear, ask
+from ssi.host.cluster.key import make_key
 from ssi.host.cluster.member import read_tail
 from ssi.host.cluster.spec import FIRST_ID, LAST_ID, ClusterPlace, ClusterSpec
 from ssi.host.cluster.stopping import END_S, wait_unlocked
@@ -189,6 +190,8 @@ def start_cluster(
             undo.callback(shutil.rmtree, place.state, ignore_errors=True)
         _prepare_root(place, request, explicit=explicit_root)
         _write_spec(place, request)
+        with explain_full_disk(place.key):
+            make_key(place)
         _make_runtime_base(place)
         undo.callback(shutil.rmtree, place.runtime, ignore_errors=True)
         _make_runtime(place)

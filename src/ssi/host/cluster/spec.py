@@ -69,6 +69,11 @@ class ClusterPlace:
         return self.state / "root.img"
 
     @property
+    def key(self) -> Path:
+        """The cluster's secret; see ssi.host.cluster.key."""
+        return self.state / "key"
+
+    @property
     def lock(self) -> Path:
         """Held by whoever works on the cluster, above all its running supervisor."""
         return self.state / "lock"

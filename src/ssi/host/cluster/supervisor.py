@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from ssi.common.changes import Changes
 from ssi.common.errors import NodeLost, ProtocolError, SsiError, TimedOut, UsageError
 from ssi.common.nodes import MAX_NODE, fold_nodes
-from ssi.common.wire import Message, get_flag, get_int, get_ints, get_text
+from ssi.common.wire import Message, get_flag, get_int, get_ints, get_text, put_bytes
 from ssi.host.cluster.arbiter import Arbiter, Verdict
+from ssi.host.cluster.key import read_key
 from ssi.host.cluster.member import PHASES, Member, read_tail
 from ssi.host.cluster.spec import ClusterPlace, ClusterSpec
 from ssi.host.disk import make_blank
@@ -44,6 +45,7 @@ class Supervisor:
         self.spec = spec
         self.place = ClusterPlace(spec.id)
         self.switch = switch
+        self._key = put_bytes(read_key(self.place))
         self.faults = Faults()
         self.members: dict[int, Member] = {}
         self.changes = Changes()
@@ -327,6 +329,7 @@ class Supervisor:
         if get_int(message, "node", 1, MAX_NODE) != member.number:
             raise ProtocolError("it gives another node's number")
         member.boot = get_text(message, "boot")[:64]
+        member.virtual.line.post({"is": "key", "key": self._key})
         if get_flag(message, "restarted"):
             logger.warning("node%d: its daemon was restarted", member.number)
             for lose in self.on_loss:

@@ -1,0 +1,1 @@
+"""Internode communication: how the nodes' daemons ask each other (docs/protocol.md)."""
