@@ -29,8 +29,8 @@ def test_a_crash_as_all_saw_it(trio: Cluster) -> None:
     trio.run(1, "true")
 
     def survivors_saw_it() -> bool:
-        left = [row["node"] for row in rows(trio, "--since", since) if "A new membership" in row["text"]
-                and "Members left: 3" in row["text"]]  # fmt: skip
+        seen = [row for row in rows(trio, "--since", since) if "A new membership" in row["text"]]
+        left = [row["node"] for row in seen if "Members left: 3" in row["text"]]
         return {1, 2} <= set(left)
 
     wait_until(survivors_saw_it, "both survivors tell of it")

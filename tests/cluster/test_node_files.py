@@ -107,7 +107,8 @@ for folder, folders, names in os.walk(sys.argv[1]):
 def list_devices(cluster: Cluster, node: int, folder: str) -> list[str]:
     """Return what `node` sees in `folder`: names, kinds, modes, owners.
 
-    Not the console: its login has changed it since. Not the numbers: GFS2 gives 0 for them on nodes that did not make the file.
+    Not the console: its login has changed it since. Not the numbers: GFS2 gives 0 for them on nodes
+    that did not make the file.
     """
     lines = cluster.python(node, LIST, folder).splitlines()
     return sorted(line for line in lines if not line.startswith("tty0 "))

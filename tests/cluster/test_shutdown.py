@@ -46,6 +46,7 @@ def test_shutdown_takes_all_down(duo: Cluster) -> None:
         other.expect("login: ")
         terminal.log_in()
         terminal.type("shutdown now\r")
+        terminal.expect("The cluster is going down for power-off NOW!")
         terminal.end()
     wait_until(lambda: not is_running(duo), "the cluster is gone", within_s=DOWN_S)
     check_order(duo)
@@ -70,9 +71,13 @@ def test_reboot_starts_all_nodes_again(duo: Cluster) -> None:
 
 
 def test_a_planned_shutdown_can_be_cancelled(duo: Cluster) -> None:
-    said = duo.run(2, "shutdown", "-r", "+10", "New", "disks.")
-    assert "The cluster goes down at" in said
-    duo.run(1, "shutdown", "-c")
+    with attached(duo, 1) as terminal:
+        terminal.log_in()
+        said = duo.run(2, "shutdown", "-r", "+10", "New", "disks.")
+        assert "The cluster goes down at" in said
+        terminal.expect("The cluster is going down for reboot in 10 minutes!\\s+New disks.")
+        terminal.type("shutdown -c\r")
+        terminal.expect("The shutdown is cancelled.")
     denied = duo.try_run(1, "setpriv", "--reuid=nobody", "--clear-groups", "poweroff")
     assert (denied.status, denied.out) == (77, "")
     assert "only root" in denied.err

@@ -20,12 +20,8 @@ from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
 from ssi.node.hostlog import HostLog
 from ssi.node.ics.ics import Ics
-from ssi.node.init.ctrlaltdel import CtrlAltDel
 from ssi.node.init.descent import Descent
-from ssi.node.init.events import Events
-from ssi.node.init.executor import Executor
-from ssi.node.init.inittab import begin
-from ssi.node.init.jobs import Jobs
+from ssi.node.init.services import InitServices
 from ssi.node.leave import leave, power_off
 from ssi.node.local import LocalServer
 from ssi.node.logs import NodeLog
@@ -60,8 +56,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         boot = Boot(settings, host, members, cluster, group, restarted=restarted)
         Commands(host, group)
         Console(settings.console, host)
-        jobs = Jobs()
-        executor = Executor(cluster, jobs, settings.console)
+        init = InitServices(cluster, settings.console)
         ics = Ics(settings.node, settings.cluster, boot_id)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
         host.hear("key", ics.hear_key)
@@ -74,16 +69,13 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
             if await boot.run():
                 opening.append(group.create_task(rootlog.run()))
                 opening.append(group.create_task(nodefiles.tidy(settings.node)))
-                group.create_task(begin(cluster))
-                group.create_task(executor.run())
-                group.create_task(Events(cluster, jobs, settings.console).run())
-                group.create_task(CtrlAltDel(cluster, jobs, settings.console).run())
+                group.create_task(init.run())
 
         async def leave_node(how: str) -> None:
             members.on_gone = lambda: None
             for task in opening:
                 task.cancel()
-            await executor.close()
+            await init.executor.close()
             await leave(host, how)
 
         group.create_task(host.listen())
@@ -92,4 +84,4 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         group.create_task(ics.run())
         group.create_task(local.run())
         opening = [group.create_task(open_node())]
-        group.create_task(Descent(cluster, executor, host, leave_node).run())
+        group.create_task(Descent(cluster, init.executor, host, leave_node).run())

@@ -13,15 +13,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from ssi.common.errors import SsiError
+from ssi.common.addresses import node_name
 from ssi.common.wire import Message
-from ssi.node import root
 from ssi.node.cluster import Cluster
 from ssi.node.hostline import HostLine
 from ssi.node.init.executor import Executor
 from ssi.node.init.plan import is_through
 from ssi.node.state.init import Init, Phase, Shutdown
 from ssi.node.state.view import NodeState
+from ssi.node.wall import wall
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Descent:
             if shutdown is not None:
                 await self._warn_of(shutdown)
                 if self._init().shutdown is None:
-                    await self._wall("The shutdown is cancelled.")
+                    self._wall("The shutdown is cancelled.")
 
     async def _warn_of(self, shutdown: Shutdown) -> None:
         def is_same() -> bool:
@@ -202,19 +202,14 @@ class Descent:
 
         while is_same():
             now_s = time.time()
-            await self._wall(describe(shutdown, now_s))
+            self._wall(describe(shutdown, now_s))
             until_s = next_warning(shutdown.time, now_s) if shutdown.time > now_s else None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until_s and until_s - now_s):
                     await self._cluster.changes.wait_for(lambda: not is_same())
 
-    async def _wall(self, text: str) -> None:
-        if not root.is_mounted(root.USERLAND):
-            return
-        try:
-            await root.run(*root.userland_argv(["wall", text]))
-        except SsiError as error:
-            logger.warning("%s", error)
+    def _wall(self, text: str) -> None:
+        wall(node_name(self._cluster.node), text)
 
 
 async def _wait_either(*waits: Awaitable[None]) -> None:
