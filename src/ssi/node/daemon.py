@@ -12,6 +12,7 @@ from ssi.node.applets.init import InitApplets
 from ssi.node.applets.query import Query
 from ssi.node.applets.registers import RegisterApplet
 from ssi.node.boot import Boot
+from ssi.node.clocks import Clocks
 from ssi.node.cluster import Cluster
 from ssi.node.commands import Commands
 from ssi.node.console import Console
@@ -82,6 +83,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         group.create_task(Fence(host).run())
         group.create_task(cluster.run())
         group.create_task(ics.run())
+        group.create_task(Clocks(cluster, ics).run())
         group.create_task(local.run())
         opening = [group.create_task(open_node())]
         group.create_task(Descent(cluster, init.executor, host, leave_node).run())
