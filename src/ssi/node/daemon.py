@@ -23,10 +23,13 @@ from ssi.node.hostlog import HostLog
 from ssi.node.ics.ics import Ics
 from ssi.node.init.descent import Descent
 from ssi.node.init.services import InitServices
+from ssi.node.launcher import Launcher
 from ssi.node.leave import leave, power_off
 from ssi.node.local import LocalServer
 from ssi.node.logs import NodeLog
 from ssi.node.members import Members
+from ssi.node.process.foreign import Foreign
+from ssi.node.process.listener import Listener
 from ssi.node.rootlog import RootLog
 from ssi.node.settings import Settings
 
@@ -57,10 +60,12 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         boot = Boot(settings, host, members, cluster, group, restarted=restarted)
         Commands(host, group)
         Console(settings.console, host)
-        init = InitServices(cluster, settings.console)
         ics = Ics(settings.node, settings.cluster, boot_id)
-        cluster.on_change.append(lambda _, now: ics.set_members(now.view))
         host.hear("key", ics.hear_key)
+        cluster.on_change.append(lambda _, now: ics.set_members(now.view))
+        launcher = Launcher(settings.node)
+        listener = Listener(Foreign(cluster, ics, launcher).judge)
+        init = InitServices(cluster, launcher, settings.console)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster)):
@@ -68,6 +73,8 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
 
         async def open_node() -> None:
             if await boot.run():
+                await launcher.connect()
+                listener.listen(launcher.take_listener())
                 opening.append(group.create_task(rootlog.run()))
                 opening.append(group.create_task(nodefiles.tidy(settings.node)))
                 group.create_task(init.run())
@@ -79,11 +86,10 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
             await init.executor.close()
             await leave(host, how)
 
-        group.create_task(host.listen())
-        group.create_task(Fence(host).run())
-        group.create_task(cluster.run())
-        group.create_task(ics.run())
-        group.create_task(Clocks(cluster, ics).run())
-        group.create_task(local.run())
+        for service in (
+            host.listen(), Fence(host).run(), cluster.run(), ics.run(),
+            Clocks(cluster, ics).run(), local.run(),
+        ):  # fmt: skip
+            group.create_task(service)
         opening = [group.create_task(open_node())]
         group.create_task(Descent(cluster, init.executor, host, leave_node).run())

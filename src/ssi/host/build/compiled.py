@@ -10,6 +10,9 @@ from ssi.host import native, paths
 
 COMMAND = "usr/lib/ssi/command"
 
+LAUNCHER = "usr/lib/ssi/launcher"
+"""Run from the root, as nothing can be started without the root."""
+
 COMMAND_NAMES = (
     "usr/bin/cluster", "usr/bin/clustername", "usr/bin/clusternode_avail",
     "usr/bin/clusternode_getstate", "usr/bin/clusternode_num", "usr/bin/clusternode_setstate",
@@ -34,6 +37,7 @@ class Product:
 PRODUCTS = (
     # Static: a loader and libraries to map would take most of its time, and it suits any root.
     Product(COMMAND, "command.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(LAUNCHER, "launcher.c", ("-static", "-Wl,-z,relro,-z,now")),
     # In /usr/lib, where every loader looks without having been told by ldconfig.
     Product(
         "usr/lib/libssi.so.1", "libssi/libssi.c",
@@ -43,7 +47,7 @@ PRODUCTS = (
 
 HEADERS = {"usr/include/ssi.h": "libssi/ssi.h"}
 
-INCLUDED = ("local.h", "libssi/libssi.map")
+INCLUDED = ("local.h", "launcher.h", "filter.h", "libssi/libssi.map")
 """What is used besides."""
 
 GENERATED = {

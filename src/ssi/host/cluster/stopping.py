@@ -10,8 +10,8 @@ from ssi.common.errors import SsiError
 from ssi.host.cluster.client import ask
 from ssi.host.cluster.spec import ClusterPlace
 
-END_S = 15.0
-"""Beyond its own deadline, what a supervisor gets to kill the rest and end."""
+END_S = 75.0
+"""Beyond its own deadline: what entries for a shutdown may take, and to kill the rest and end."""
 
 
 def holds_lock(place: ClusterPlace) -> bool:

@@ -1,156 +1,103 @@
-"""Processes of the userland that outlive this daemon, each run under a key.
-
-/sbin/ssi-job is the parent of each. A daemon that is started again finds it by its arguments, or
-else what it has noted at its end, and goes on waiting as if nothing had been.
-"""
+"""What init runs: the launcher's jobs, which the next daemon finds, on the node's console."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
-from ssi.node.processes import start_process
-from ssi.node.waiting import wait_until
+from ssi.node.launcher import Launcher, Program
+from ssi.node.root import SYSROOT
 
 logger = logging.getLogger(__name__)
-
-FOLDER = Path("/run/ssi/jobs")
-PARENT = "/sbin/ssi-job"
-
-STARTED_S = 5.0
-"""By then a parent has noted whose it is."""
 
 TERM_S = 5.0
 """From SIGTERM to SIGKILL, as with sysvinit."""
 
 AGAIN_S = 1.0
-
-LOST = 255
-"""The status of a job whose parent was killed."""
+CONSOLE = "/dev/console"
 
 
-def _find_parents() -> dict[str, int]:
-    """Return the PID of each job's parent that lives, by the job's key."""
-    found = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has just ended
-        if len(words) > 3 and words[0] == b"/bin/sh" and words[1] == os.fsencode(PARENT):
-            found[os.fsdecode(words[2])] = int(entry)
-    return found
-
-
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):  # PID 1's, if a former daemon was its parent
-        os.waitpid(pid, os.WNOHANG)
-
-
-async def _wait_end(pid: int) -> None:
-    """Wait until the process has ended, whoever's child it is."""
+@contextlib.contextmanager
+def _open_standard() -> Iterator[list[int]]:
+    """Descriptors 0 to 2 of a job: nothing to read, and the console."""
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(fd, ended.set)
+        console = os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        logger.warning("%s: %s", CONSOLE, error)
+        console = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        await ended.wait()
+        yield [null, console, console]
     finally:
-        loop.remove_reader(fd)
+        os.close(null)
+        os.close(console)
+
+
+def _sync_root() -> None:
+    fd = os.open(SYSROOT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ctypes.CDLL(None).syncfs(fd)
+    finally:
         os.close(fd)
-        _reap(pid)
 
 
 class Jobs:
     """The jobs of this node. One task at a time may run or stop one key."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
-        self._parents = _find_parents()
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
 
     def find(self) -> set[str]:
         """Return the keys of the jobs that run, or have ended and are not forgotten."""
-        ended = {path.name.removesuffix(".status") for path in self._folder.glob("*.status")}
-        return ended.union(self._parents)
+        return self._launcher.keys
 
     async def run(self, key: str, argv: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run `argv` to its end, or the job of that key that runs or has ended; return its status.
 
         Cancelled, it leaves the job as it is.
         """
-        if (status := self._read_status(key)) is not None:
-            return status
-        if key not in self._parents:
-            command = ["/bin/sh", PARENT, key, *argv]
-            self._parents[key] = await self._start(command, environment)
-        await self._wait(key)
-        status = self._read_status(key)
-        if status is None:
-            # Its parent was killed; the job itself may be alive, and must not run twice.
-            await self._kill_group(key)
-            return LOST
-        return status
+        pid = await self._start(key, Program(argv, environment))
+        status = os.waitstatus_to_exitcode(await self._launcher.wait(key))
+        if key not in self._launcher.keys:
+            # The launcher was killed, and the job itself may be alive; it must not run twice.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        # What it has written outlives this node before anybody hears that it has run.
+        await asyncio.to_thread(_sync_root)
+        return status if status >= 0 else 128 - status
 
-    async def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+    async def _start(self, key: str, program: Program) -> int:
         while True:
             try:
-                return start_process(command, environment)
+                with _open_standard() as standard:
+                    return await self._launcher.start(key, program, standard)
             except OSError as error:  # no memory, too many processes: that passes
-                logger.warning("job %s: %s", command[2], error)
+                logger.warning("job %s: %s", key, error)
                 await asyncio.sleep(AGAIN_S)
-
-    async def _wait(self, key: str) -> None:
-        await _wait_end(self._parents[key])
-        self._parents.pop(key, None)
 
     async def stop(self, key: str) -> None:
         """End the job of that key if it runs: SIGTERM, then SIGKILL; return when it is gone."""
-        if key not in self._parents:
-            return
-        group = self._folder / f"{key}.group"
-        await wait_until(lambda: self._read_number(group) is not None, within_s=STARTED_S)
         self._signal(key, signal.SIGTERM)
         self._signal(key, signal.SIGCONT)
         try:
             async with asyncio.timeout(TERM_S):
-                await self._wait(key)
+                await self._launcher.wait(key)
         except TimeoutError:
             logger.warning("job %s does not end: killed", key)
             self._signal(key, signal.SIGKILL)
-            await self._wait(key)
+            await self._launcher.wait(key)
 
     def forget(self, key: str) -> None:
-        """Remove what is noted of a job that has ended: the key may be used again."""
-        for name in (f"{key}.group", f"{key}.status"):
-            (self._folder / name).unlink(missing_ok=True)
-
-    async def _kill_group(self, key: str) -> None:
-        self._signal(key, signal.SIGKILL)
-        group = self._read_number(self._folder / f"{key}.group")
-        if group is not None:
-            await _wait_end(group)
+        """Forget a job that has ended: the key may be used again."""
+        self._launcher.forget(key)
 
     def _signal(self, key: str, number: int) -> None:
-        group = self._read_number(self._folder / f"{key}.group")
-        if group is not None:
+        # Each is a session and a group of its own.
+        if pid := self._launcher.pid_of(key):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)
-
-    def _read_status(self, key: str) -> int | None:
-        return self._read_number(self._folder / f"{key}.status")
-
-    @staticmethod
-    def _read_number(path: Path) -> int | None:
-        try:
-            return int(path.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+                os.killpg(pid, number)

@@ -10,13 +10,14 @@ from ssi.node.init.events import Events
 from ssi.node.init.executor import Executor
 from ssi.node.init.inittab import begin
 from ssi.node.init.jobs import Jobs
+from ssi.node.launcher import Launcher
 
 
 class InitServices:
     """Entries, events and keys; `executor` is for who takes the node down."""
 
-    def __init__(self, cluster: Cluster, console: str) -> None:
-        jobs = Jobs()
+    def __init__(self, cluster: Cluster, launcher: Launcher, console: str) -> None:
+        jobs = Jobs(launcher)
         self.executor = Executor(cluster, jobs, console)
         self._cluster = cluster
         self._events = Events(cluster, jobs, console)

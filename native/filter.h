@@ -1,0 +1,89 @@
+/*
+ * The SSI filter: which system calls ssid hears of before the kernel does them.
+ *
+ * Those that name a process which is not of this node, and those that name a process group, as its
+ * members may be anywhere. What names nothing remote is decided here, in the kernel, and costs
+ * nothing else.
+ */
+#ifndef SSI_FILTER_H
+#define SSI_FILTER_H
+
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+	PID_BITS = 15,
+	/* What ssid has taken in hand is not interrupted but by death; older headers have no name for it. */
+	FILTER_WAIT_KILLABLE = 1 << 5,
+};
+
+#define FILTER_LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)offsetof(struct seccomp_data, field))
+#define FILTER_IF(how, value, yes, no) BPF_JUMP(BPF_JMP | (how) | BPF_K, value, yes, no)
+#define FILTER_RETURN(value) BPF_STMT(BPF_RET | BPF_K, value)
+
+/* Each is a system call and which of its arguments is a PID. */
+static const struct filter_call {
+	uint32_t number, argument;
+} FILTER_CALLS[] = {
+	{ __NR_kill, 0 },
+	{ __NR_tgkill, 0 },
+	{ __NR_rt_sigqueueinfo, 0 },
+	{ __NR_rt_tgsigqueueinfo, 0 },
+	{ __NR_getpgid, 0 },
+	{ __NR_getsid, 0 },
+	{ __NR_getpriority, 1 },
+	{ __NR_setpriority, 1 },
+};
+
+/*
+ * Installs the filter of a node whose PIDs are from `first` on; returns the listener, -1 with errno.
+ *
+ * For each call in turn: if it is that one, its PID is looked at: 0 (oneself) and those of this node,
+ * with the low ones that every node has, are the kernel's affair. kill(0), the caller's own group,
+ * is not.
+ */
+static int filter_install(uint32_t first)
+{
+	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 9, HEAD = 4 };
+	const uint32_t end = first + (1U << PID_BITS);
+	struct sock_filter code[HEAD + CALLS * EACH + 1];
+	struct sock_fprog program = { .filter = code };
+	size_t at = 0;
+
+	/* Another architecture's numbers mean other calls; they are left alone. */
+	code[at++] = (struct sock_filter)FILTER_LOAD(arch);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0);
+	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
+	code[at++] = (struct sock_filter)FILTER_LOAD(nr);
+	for (size_t i = 0; i < CALLS; i++) {
+		const struct filter_call *call = &FILTER_CALLS[i];
+		uint32_t self = call->number == __NR_kill ? SECCOMP_RET_USER_NOTIF : SECCOMP_RET_ALLOW;
+		const struct sock_filter block[EACH] = {
+			FILTER_IF(BPF_JEQ, call->number, 0, 8),
+			FILTER_LOAD(args[call->argument]),
+			FILTER_IF(BPF_JEQ, 0, 4, 0),
+			FILTER_IF(BPF_JGE, end, 2, 0),	/* or negative */
+			FILTER_IF(BPF_JGE, first, 3, 0),
+			FILTER_IF(BPF_JGE, 1U << PID_BITS, 0, 2),
+			FILTER_RETURN(SECCOMP_RET_USER_NOTIF),
+			FILTER_RETURN(self),
+			FILTER_RETURN(SECCOMP_RET_ALLOW),
+		};
+
+		memcpy(&code[at], block, sizeof(block));
+		at += EACH;
+	}
+	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
+	program.len = (unsigned short)at;
+	return (int)syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER,
+			    SECCOMP_FILTER_FLAG_NEW_LISTENER | FILTER_WAIT_KILLABLE, &program);
+}
+
+#endif

@@ -1,0 +1,1 @@
+"""The one process space: calls that name a process of another node."""

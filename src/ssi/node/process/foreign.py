@@ -1,0 +1,234 @@
+"""Calls that name a process of another node: the node where it is answers them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Mapping
+
+from ssi.common import wire
+from ssi.common.errors import SsiError
+from ssi.common.wire import Message
+from ssi.node.cluster import Cluster
+from ssi.node.ics.answering import Call
+from ssi.node.ics.ics import Ics
+from ssi.node.launcher import Launcher
+from ssi.node.pids import origin_of
+from ssi.node.process.caller import MAX_PID, read_caller, read_memory
+from ssi.node.process.listener import GO_ON, HeldCall, Verdict
+from ssi.node.process.signals import INFO_SIZE, MAX_SIGNAL, Sending, send
+from ssi.node.processes import list_userland
+
+WITHIN_S = 30.0
+
+# x86-64
+KILL, TGKILL, SIGQUEUE, TGSIGQUEUE = 62, 234, 129, 297
+GETPGID, GETSID, GETPRIORITY, SETPRIORITY = 121, 124, 140, 141
+
+PRIO_PROCESS = 0
+
+QUESTIONS: Mapping[str, Callable[[int], int]] = {
+    "pgid": os.getpgid,
+    "sid": os.getsid,
+    # As the system call has it: 40 (nice -20) to 1 (nice 19).
+    "priority": lambda pid: 20 - os.getpriority(os.PRIO_PROCESS, pid),
+}
+
+
+class Foreign:
+    """Judges held calls, and answers those of other nodes."""
+
+    def __init__(self, cluster: Cluster, ics: Ics, launcher: Launcher) -> None:
+        self._cluster = cluster
+        self._launcher = launcher
+        self._ics = ics
+        self._calls: dict[int, Callable[[HeldCall], Awaitable[Verdict]]] = {
+            KILL: self._kill, TGKILL: self._tgkill, SIGQUEUE: self._sigqueue,
+            TGSIGQUEUE: self._tgsigqueue, GETPGID: lambda call: self._ask_about(call, 0, "pgid"),
+            GETSID: lambda call: self._ask_about(call, 0, "sid"),
+            GETPRIORITY: self._getpriority, SETPRIORITY: self._setpriority,
+        }  # fmt: skip
+        ics.serve("signal", self._answer_signal)
+        ics.serve("signal-all", self._answer_signal_all)
+        ics.serve("about", self._answer_about)
+        ics.serve("renice", self._answer_renice)
+
+    async def judge(self, call: HeldCall) -> Verdict:
+        """Return what becomes of `call`."""
+        judge = self._calls.get(call.number)
+        if judge is None:
+            return GO_ON
+        try:
+            return await judge(call)
+        except SsiError:
+            # Its node has died, or does: there is no such process any more.
+            return Verdict(error=errno.ESRCH)
+        except ProcessLookupError:
+            return Verdict(error=errno.ESRCH)
+        except OSError as error:
+            return Verdict(error=error.errno or errno.EIO)
+
+    async def _ask(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
+        state = self._cluster.known
+        if not node >= 1 or state is None or node not in state.view.alive:
+            return Verdict(error=errno.ESRCH)
+        answer = await self._ics.ask(node, name, body, within_s=WITHIN_S)
+        return Verdict(
+            wire.get_int(answer, "result", -(2**31), 2**31), wire.get_int(answer, "error", 0, 4095)
+        )
+
+    # -- signals ---------------------------------------------------------------------------------
+
+    async def _kill(self, call: HeldCall) -> Verdict:
+        pid, number = call.int_at(0), call.int_at(1)
+        if pid > 0:
+            return await self._send(call, pid, 0, number)
+        if pid == -1:
+            return await self._kill_all(call, number)
+        group = -pid or os.getpgid(call.thread)
+        node = origin_of(group)
+        if node in {0, self._cluster.node}:
+            return GO_ON  # a group is where its leader is
+        return await self._send(call, -group, 0, number)
+
+    async def _tgkill(self, call: HeldCall) -> Verdict:
+        pid, thread, number = (call.int_at(index) for index in range(3))
+        return await self._send(call, pid, thread, number)
+
+    async def _sigqueue(self, call: HeldCall) -> Verdict:
+        info = read_memory(call.thread, call.arguments[2], INFO_SIZE)
+        return await self._send(call, call.int_at(0), 0, call.int_at(1), info)
+
+    async def _tgsigqueue(self, call: HeldCall) -> Verdict:
+        info = read_memory(call.thread, call.arguments[3], INFO_SIZE)
+        return await self._send(call, call.int_at(0), call.int_at(1), call.int_at(2), info)
+
+    async def _send(
+        self, call: HeldCall, pid: int, thread: int, number: int, info: bytes = b""
+    ) -> Verdict:
+        if not 0 <= number <= MAX_SIGNAL:
+            return Verdict(error=errno.EINVAL)
+        if info and _is_forged(info):
+            return Verdict(error=errno.EPERM)
+        sending = Sending(abs(pid), thread, number, info, read_caller(call.thread))
+        body = {**sending.dump(), "group": pid < 0, "session": os.getsid(call.thread)}
+        return await self._ask(origin_of(abs(pid)), "signal", body)
+
+    async def _answer_signal(self, call: Call) -> Message:
+        sending = Sending.load(call.body)
+        session = wire.get_int(call.body, "session", 0, MAX_PID)
+        if wire.get_flag(call.body, "group"):
+            return _render(lambda: _send_to(list_group(sending.pid), sending, session))
+        return _render(lambda: send(sending, session=session))
+
+    async def _kill_all(self, call: HeldCall, number: int) -> Verdict:
+        """kill(-1): every process that he may signal, on all nodes, but none of the nodes' own."""
+        if not 0 <= number <= MAX_SIGNAL:
+            return Verdict(error=errno.EINVAL)
+        state = self._cluster.known
+        others = (state.view.alive if state else frozenset()) - {self._cluster.node}
+        sending = Sending(1, 0, number, b"", read_caller(call.thread))
+        verdicts = [
+            await self._ask(node, "signal-all", {**sending.dump(), "session": 0})
+            for node in sorted(others)
+        ]
+        own = _render(lambda: _send_to(self._list_all(sending.caller.pid), sending, 0))
+        verdicts.append(Verdict(error=int(own["error"])))
+        return next((v for v in verdicts if not v.error), verdicts[-1])
+
+    async def _answer_signal_all(self, call: Call) -> Message:
+        sending = Sending.load(call.body)
+        return _render(lambda: _send_to(self._list_all(0), sending, 0))
+
+    def _list_all(self, caller: int) -> list[int]:
+        return [pid for pid in list_people() if pid not in {caller, self._launcher.pid}]
+
+    # -- questions -------------------------------------------------------------------------------
+
+    async def _ask_about(self, call: HeldCall, index: int, what: str) -> Verdict:
+        pid = call.int_at(index)
+        if pid < 0:
+            return Verdict(error=errno.ESRCH)
+        return await self._ask(origin_of(pid), "about", {"pid": pid, "what": what})
+
+    async def _answer_about(self, call: Call) -> Message:
+        pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+        question = QUESTIONS[wire.get_word(call.body, "what", list(QUESTIONS))]
+        return _render(lambda: question(pid))
+
+    async def _getpriority(self, call: HeldCall) -> Verdict:
+        # A group's or a user's processes are looked for here only.
+        if call.int_at(0) != PRIO_PROCESS:
+            return GO_ON
+        return await self._ask_about(call, 1, "priority")
+
+    async def _setpriority(self, call: HeldCall) -> Verdict:
+        which, pid, nice = (call.int_at(index) for index in range(3))
+        if which != PRIO_PROCESS or pid < 0:
+            return GO_ON
+        caller = read_caller(call.thread)
+        body = {"pid": pid, "nice": max(-20, min(19, nice)), "caller": caller.dump()}
+        return await self._ask(origin_of(pid), "renice", body)
+
+    async def _answer_renice(self, call: Call) -> Message:
+        pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+        nice = wire.get_int(call.body, "nice", -20, 19)
+        uid = wire.get_ints(wire.get_object(call.body, "caller"), "uids", 0, 2**32)[1]
+
+        def renice() -> None:
+            owner = read_caller(pid)
+            if uid and uid not in owner.uids[:2]:
+                raise PermissionError(errno.EPERM, "not allowed")
+            if uid and nice < os.getpriority(os.PRIO_PROCESS, pid):
+                raise PermissionError(errno.EACCES, "not allowed")
+            os.setpriority(os.PRIO_PROCESS, pid, nice)
+
+        return _render(renice)
+
+
+def _is_forged(info: bytes) -> bool:
+    """Tell whether a siginfo claims to be the kernel's or kill's, which its sender may not."""
+    code = int.from_bytes(info[8:12], "little", signed=True)
+    return code >= 0 or code == -6  # SI_TKILL
+
+
+def _render(action: Callable[[], int | None]) -> Message:
+    """Return what `action` returns or raises, as an answer."""
+    try:
+        return {"result": action() or 0, "error": 0}
+    except ProcessLookupError:
+        return {"result": 0, "error": errno.ESRCH}
+    except OSError as error:
+        return {"result": 0, "error": error.errno or errno.EIO}
+
+
+def _send_to(pids: list[int], sending: Sending, session: int) -> None:
+    """Send to all of `pids`; as the kernel: fine if one got it, else the last error."""
+    failed: OSError = ProcessLookupError(errno.ESRCH, "nobody is there")
+    sent = False
+    for pid in pids:
+        one = Sending(pid, 0, sending.number, sending.info, sending.caller)
+        try:
+            send(one, session=session)
+            sent = True
+        except OSError as error:
+            failed = error
+    if not sent:
+        raise failed
+
+
+def list_group(group: int) -> list[int]:
+    """Return the processes of this node that are in a process group."""
+    return [pid for pid in list_people() if _group_of(pid) == group]
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def list_people() -> list[int]:
+    """Return the processes of the userland."""
+    return [pid for pid in list_userland() if origin_of(pid)]
