@@ -46,7 +46,12 @@ def kernels_and_commands(ssi: Ssi) -> set[int]:
     def is_inside(pid: int, words: str) -> bool:
         # Just forked it has its kernel's command line still; that leads its process group.
         try:
-            return "uml-userspace" in words or ("uml_dir=" in words and os.getpgid(pid) != pid)
+            # It may have unmapped its words; a kernel or a command of the host never has.
+            return (
+                not words
+                or "uml-userspace" in words
+                or ("uml_dir=" in words and os.getpgid(pid) != pid)
+            )
         except ProcessLookupError:
             return True
 
