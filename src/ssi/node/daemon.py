@@ -9,6 +9,7 @@ from pathlib import Path
 from ssi.node import daemonlogs, nodefiles
 from ssi.node.applets.api import Api
 from ssi.node.applets.init import InitApplets
+from ssi.node.applets.onall import Onall
 from ssi.node.applets.query import Query
 from ssi.node.applets.registers import RegisterApplet
 from ssi.node.boot import Boot
@@ -31,6 +32,7 @@ from ssi.node.members import Members
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.listener import Listener
 from ssi.node.rootlog import RootLog
+from ssi.node.runner import Runner
 from ssi.node.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,10 +68,12 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         launcher = Launcher(settings.node)
         listener = Listener(Foreign(cluster, ics, launcher).judge)
         init = InitServices(cluster, launcher, settings.console)
+        Runner().register(ics)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster)):
             applets.register(local)
+        Onall(ics, lambda: facts.members).register(local)
 
         async def open_node() -> None:
             if await boot.run():

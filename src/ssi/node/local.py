@@ -60,7 +60,8 @@ class Inbox:
 
     def __init__(self, give_credit: Callable[[int], None] = lambda _: None) -> None:
         self._give_credit = give_credit
-        self._queue: collections.deque[bytes | Signal] = collections.deque()
+        self._signals: collections.deque[Signal] = collections.deque()
+        self._input: collections.deque[bytes] = collections.deque()
         self._more = asyncio.Event()
         self._free = frames.WINDOW
         self._ended = False
@@ -72,10 +73,10 @@ class Inbox:
                 self._free -= len(data)
                 if self._free < 0:
                     raise ProtocolError("more standard input than there was credit for")
-                self._queue.append(data)
+                self._input.append(data)
             case Given.END_OF_STDIN if not data and not self._ended:
                 self._ended = True
-                self._queue.append(b"")
+                self._input.append(b"")
             case Given.SIGNAL:
                 self._put_signal(frames.parse_number(data))
             case _:
@@ -86,20 +87,36 @@ class Inbox:
         if not 1 <= number <= MAX_SIGNAL:
             raise ProtocolError(f"signal {number}")
         # One that is pending is not pending twice, as in the kernel. Nor can they fill our memory.
-        if Signal(number) not in self._queue:
-            # Ctrl-C must not wait behind input that nobody reads.
-            self._queue.appendleft(Signal(number))
+        if Signal(number) not in self._signals:
+            self._signals.append(Signal(number))
 
     async def receive(self) -> bytes | Signal:
         """Return the next signal or, without one, the next bytes; none is the end of input."""
-        while not self._queue:
+        # Ctrl-C must not wait behind input that nobody reads.
+        await self._wait_for(lambda: self._signals or self._input)
+        return self._signals.popleft() if self._signals else self._take_input()
+
+    async def receive_signal(self) -> Signal:
+        """Return the next signal, whatever input there is."""
+        await self._wait_for(lambda: self._signals)
+        return self._signals.popleft()
+
+    async def receive_input(self) -> bytes:
+        """Return the next bytes, whatever signals there are; none is the end of input."""
+        await self._wait_for(lambda: self._input)
+        return self._take_input()
+
+    async def _wait_for(self, has: Callable[[], object]) -> None:
+        while not has():
             self._more.clear()
             await self._more.wait()
-        given = self._queue.popleft()
-        if isinstance(given, bytes) and given:
-            self._free += len(given)
-            self._give_credit(len(given))
-        return given
+
+    def _take_input(self) -> bytes:
+        data = self._input.popleft()
+        if data:
+            self._free += len(data)
+            self._give_credit(len(data))
+        return data
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -130,6 +130,22 @@ def test_a_signal_overtakes_input_and_is_pending_once() -> None:
     assert asyncio.run(receive()) == [Signal(15), b"data", b""]
 
 
+def test_signals_and_input_can_be_taken_apart() -> None:
+    async def take() -> list[bytes | Signal]:
+        credit: list[int] = []
+        inbox = Inbox(credit.append)
+        signals = asyncio.create_task(inbox.receive_signal())
+        inbox.put(Given.STDIN, b"data")
+        await asyncio.sleep(0)
+        assert not signals.done()
+        given = await inbox.receive_input()
+        assert credit == [4]
+        inbox.put(Given.SIGNAL, frames.LENGTH.pack(2))
+        return [given, await signals]
+
+    assert asyncio.run(take()) == [b"data", Signal(2)]
+
+
 @pytest.mark.parametrize(
     ("kind", "data"),
     [(0, b""), (1, b""), (2, b"x"), (3, b"x"), (4, b""), (4, bytes(4)), (4, b"\xff\xff\0\0"),
