@@ -71,9 +71,11 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         Runner().register(ics)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
-        for applets in (Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster)):
+        for applets in (
+            Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster),
+            Onall(ics, facts),
+        ):  # fmt: skip
             applets.register(local)
-        Onall(ics, lambda: facts.members).register(local)
 
         async def open_node() -> None:
             if await boot.run():

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from ssi.common import frames
 from ssi.common.errors import NodeLost, SsiError, UsageError
@@ -14,6 +14,7 @@ from ssi.common.nodes import parse_nodes
 from ssi.common.streams import Credit
 from ssi.common.wire import Message, get_bytes, get_int, put_bytes
 from ssi.node.applets.arguments import Parser, parse
+from ssi.node.applets.cluster import Cluster
 from ssi.node.applets.gathered import FAILED, Folded, Json, Live, Outcome, Reader
 from ssi.node.ics.ics import Ics, Stream
 from ssi.node.local import CallerGone, LocalServer, Output, Request
@@ -103,10 +104,9 @@ def make_command(words: Sequence[str]) -> list[str]:
 class Onall:
     """The command."""
 
-    def __init__(self, ics: Ics, members: Callable[[], Iterable[int]]) -> None:
-        """`members` tells which nodes are up."""
+    def __init__(self, ics: Ics, cluster: Cluster) -> None:
         self._ics = ics
-        self._members = members
+        self._cluster = cluster
 
     def register(self, server: LocalServer) -> None:
         """Have `server` answer by it."""
@@ -120,7 +120,7 @@ class Onall:
         argv = make_command(options.command)
         if not request.cwd:
             raise SsiError("the current folder is gone", hint="go to another, as with `cd`")
-        nodes = sorted(parse_nodes(options.nodes) if options.nodes else self._members())
+        nodes = sorted(parse_nodes(options.nodes) if options.nodes else self._cluster.members)
         reader = _choose(options, output)
         runs = [_Run(node, reader) for node in nodes]
         words = [f"{name}={value}" for name, value in request.environment.items()]
