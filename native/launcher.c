@@ -109,6 +109,11 @@ static void tell(int daemon, const struct job *job)
 
 /* -- starting --------------------------------------------------------------------------------- */
 
+struct failure {
+	int error;
+	bool at_folder;
+};
+
 /* Returns the words that `*next` begins with, and moves on behind them; NULL if they are not all there. */
 static char **take_words(char **next, const char *end, uint32_t count)
 {
@@ -168,19 +173,23 @@ static int become(const struct launcher_start *start, const gid_t *groups)
 
 /* In the child: returns only if it cannot be run. */
 static void run(const struct request *request, char **argv, char **environment, const char *folder,
-		int failures)
+		int failures, bool *at_folder)
 {
 	const struct launcher_start *start = &request->packet.start;
 
 	if (move_fds(request) || become(start, (const gid_t *)(const void *)request->strings))
 		return;
-	if (chdir(folder) && chdir("/"))
+	if (chdir(folder)) {
+		*at_folder = true;
 		return;
+	}
 	/* The pipe for failures is closed by the exec. */
 	if (close_range((unsigned int)request->count - 1, (unsigned int)failures - 1, 0) ||
 	    close_range((unsigned int)failures + 1, UINT_MAX, 0))
 		return;
-	execvpe(argv[0], argv, environment);
+	/* His PATH says where his program is; by now it is he who looks. */
+	environ = environment;
+	execvp(argv[0], argv);
 }
 
 static pid_t fork_as(pid_t pid)
@@ -196,9 +205,9 @@ static pid_t fork_as(pid_t pid)
 
 /* Returns the new process, or the negative errno of what failed. */
 static pid_t start_words(const struct request *request, char **argv, char **environment,
-			 const char *folder)
+			 const char *folder, struct failure *failed)
 {
-	int failures[2], error = 0;
+	int failures[2];
 	pid_t pid;
 
 	if (pipe2(failures, O_CLOEXEC))
@@ -208,21 +217,21 @@ static pid_t start_words(const struct request *request, char **argv, char **envi
 		/* Where no descriptor that is wanted can be. */
 		int high = fcntl(failures[1], F_DUPFD_CLOEXEC, 2 * MAX_FDS + 32);
 
-		run(request, argv, environment, folder, high);
-		error = errno;
-		(void)!write(high, &error, sizeof(error));
+		run(request, argv, environment, folder, high, &failed->at_folder);
+		failed->error = errno;
+		(void)!write(high, failed, sizeof(*failed));
 		_exit(FILTERED_ERROR);
 	}
 	if (pid < 0)
-		error = errno;
+		failed->error = errno;
 	close(failures[1]);
-	if (pid > 0 && read(failures[0], &error, sizeof(error)) == sizeof(error))
+	if (pid > 0 && read(failures[0], failed, sizeof(*failed)) == sizeof(*failed))
 		(void)waitpid(pid, NULL, 0);
 	close(failures[0]);
-	return error ? -error : pid;
+	return failed->error ? -failed->error : pid;
 }
 
-static pid_t start_job(struct request *request)
+static pid_t start_job(struct request *request, struct failure *failed)
 {
 	const struct launcher_start *start = &request->packet.start;
 	size_t groups = start->groups * sizeof(gid_t);
@@ -237,7 +246,7 @@ static pid_t start_job(struct request *request)
 		folder = environment ? take_words(&next, end, 1) : NULL;
 	}
 	if (folder && next == end)
-		pid = start_words(request, argv, environment, folder[0]);
+		pid = start_words(request, argv, environment, folder[0], failed);
 	free(argv);
 	free(environment);
 	free(folder);
@@ -263,6 +272,7 @@ static void answer_start(int daemon, struct request *request)
 {
 	struct job **place = find_job(request->packet.head.key), *job = *place;
 	struct job failed = { .pid = -EINVAL };
+	struct failure failure = { .error = 0 };
 
 	/* It has been asked for before: the daemon that did it has died. */
 	if (job) {
@@ -274,7 +284,8 @@ static void answer_start(int daemon, struct request *request)
 	if (!job) {
 		failed.pid = -ENOMEM;
 	} else if (!read_strings(request)) {
-		failed.pid = start_job(request);
+		failed.pid = start_job(request, &failure);
+		failed.status = failure.at_folder;
 		*job = failed;
 	}
 	if (failed.pid < 0) {

@@ -16,7 +16,7 @@ enum launcher_request {
 };
 
 enum launcher_reply {
-	LAUNCHER_STARTED = 1,	/* pid, or the negative errno of what failed */
+	LAUNCHER_STARTED = 1,	/* pid, or the negative errno of what failed; status 1: entering the folder */
 	LAUNCHER_ENDED = 2,	/* pid and wait status */
 	LAUNCHER_LISTENS = 3,	/* with the descriptor of the filter's listener */
 };

@@ -15,9 +15,10 @@ from ssi.common.wire import (
     get_word,
     put_bytes,
 )
-from ssi.node.command import OUTPUTS, Command
+from ssi.node.command import OUTPUTS, Command, start_in_ramdisk, start_in_userland
 from ssi.node.hostline import HostLine
-from ssi.node.root import USERLAND, is_mounted, userland_argv
+from ssi.node.launcher import Launcher, Program
+from ssi.node.root import USERLAND, is_mounted
 
 ENVIRONMENT = {
     "HOME": "/root",
@@ -53,8 +54,9 @@ class _Running:
 class Commands:
     """All commands that run for the host."""
 
-    def __init__(self, host: HostLine, group: asyncio.TaskGroup) -> None:
+    def __init__(self, host: HostLine, launcher: Launcher, group: asyncio.TaskGroup) -> None:
         self._host = host
+        self._launcher = launcher
         self._group = group
         self._running: dict[int, _Running] = {}
         host.hear("run", self._start)
@@ -70,15 +72,16 @@ class Commands:
         self._group.create_task(self._run(running, argv, ramdisk=ramdisk))
 
     async def _run(self, running: _Running, argv: list[str], *, ramdisk: bool) -> None:
-        environment = ENVIRONMENT
-        if not ramdisk:
+        if ramdisk:
+            start = start_in_ramdisk(argv, ENVIRONMENT)
+        else:
             if not is_mounted(USERLAND):
                 self._end(running, status=None, why="the root is not mounted yet")
                 return
-            # cd: setns leaves the caller at the root of the namespace.
-            argv = userland_argv(["/bin/sh", "-c", 'cd && exec "$@"', "sh", *argv])
+            program = Program(argv, ENVIRONMENT, cwd=ENVIRONMENT["HOME"])
+            start = start_in_userland(self._launcher, program)
         try:
-            status = await running.command.run(argv, environment)
+            status = await running.command.run(start)
         except OSError as error:
             self._end(running, status=127, why=f"{argv[0]}: {error.strerror}")
         else:

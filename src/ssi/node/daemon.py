@@ -15,6 +15,7 @@ from ssi.node.applets.registers import RegisterApplet
 from ssi.node.boot import Boot
 from ssi.node.clocks import Clocks
 from ssi.node.cluster import Cluster
+from ssi.node.command import forget_orphans
 from ssi.node.commands import Commands
 from ssi.node.console import Console
 from ssi.node.facts import Facts
@@ -60,15 +61,15 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         members.on_gone = die
         cluster = Cluster(settings.node, boot_id, members, host)
         boot = Boot(settings, host, members, cluster, group, restarted=restarted)
-        Commands(host, group)
+        launcher = Launcher(settings.node)
+        Commands(host, launcher, group)
         Console(settings.console, host)
         ics = Ics(settings.node, settings.cluster, boot_id)
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
-        launcher = Launcher(settings.node)
         listener = Listener(Foreign(cluster, ics, launcher).judge)
         init = InitServices(cluster, launcher, settings.console)
-        Runner().register(ics)
+        Runner(launcher).register(ics)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (
@@ -79,10 +80,11 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
 
         async def open_node() -> None:
             if await boot.run():
-                await launcher.connect()
-                listener.listen(launcher.take_listener())
-                opening.append(group.create_task(rootlog.run()))
-                opening.append(group.create_task(nodefiles.tidy(settings.node)))
+                services = (
+                    launcher.run(listener.listen), forget_orphans(launcher), rootlog.run(),
+                    nodefiles.tidy(settings.node),
+                )  # fmt: skip
+                opening.extend(map(group.create_task, services))
                 group.create_task(init.run())
 
         async def leave_node(how: str) -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ssi.common.changes import Changes
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 PROGRAM = SYSROOT / "usr/lib/ssi/launcher"
 SOCKET = Path("/run/ssi/launcher.sock")
 CONNECT_S = 30.0
+AGAIN_S = 1.0
 MAX_KEY = 63
 LOST = 255
 
@@ -91,14 +92,21 @@ class Launcher:
         self._node = node
         self._socket: socket.socket | None = None
         self._jobs: dict[str, _Job] = {}
-        self._failed: dict[str, int] = {}
+        self._failed: dict[str, tuple[int, bool]] = {}
         self._listener = -1
         self._changes = Changes()
         self.pid = 0
         """The launcher's own."""
 
-    async def connect(self) -> None:
-        """Connect, having started the launcher if it does not run."""
+    async def run(self, on_listener: Callable[[int], None]) -> None:
+        """Keep connected until cancelled; `on_listener` takes the userland filter's listener."""
+        while True:
+            await self._connect()
+            on_listener(self._listener)
+            await self._changes.wait_for(lambda: self._socket is None)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         if connection.connect_ex(os.fspath(SOCKET)):
             if not PROGRAM.exists():
@@ -118,12 +126,13 @@ class Launcher:
         asyncio.get_running_loop().add_reader(connection, self._read)
         self._listener = -1
         self._send(_HEAD.pack(_Request.LISTENER, b""))
-        await self._changes.wait_for(lambda: self._listener >= 0)
+        # What it tells of its jobs came before that.
+        await self._changes.wait_for(lambda: self._listener >= 0 or self._socket is None)
+        self._changes.tell()
 
-    def take_listener(self) -> int:
-        """Return the listener of the userland's filter; it is the caller's from now on."""
-        fd, self._listener = self._listener, -1
-        return fd
+    async def wait_connected(self) -> None:
+        """Wait until it is known what runs."""
+        await self._changes.wait_for(lambda: self._socket is not None and self._listener >= 0)
 
     @property
     def keys(self) -> set[str]:
@@ -141,6 +150,7 @@ class Launcher:
         If something was started under `key` before, that it is. Raises SsiError.
         """
         assert len(key) <= MAX_KEY
+        await self.wait_connected()
         if key not in self._jobs:
             self._failed.pop(key, None)
             strings = _as_file(_pack_strings(program))
@@ -156,8 +166,10 @@ class Launcher:
             finally:
                 os.close(strings)
             await self._changes.wait_for(lambda: key in self._jobs or key in self._failed)
-        if error := self._failed.pop(key, 0):
-            raise OSError(error, os.strerror(error), program.argv[0])
+        if key in self._failed:
+            error, at_folder = self._failed.pop(key)
+            what = program.cwd if at_folder else program.argv[0]
+            raise OSError(error, os.strerror(error), what)
         return self._jobs[key].pid
 
     async def wait(self, key: str) -> int:
@@ -174,7 +186,7 @@ class Launcher:
     def forget(self, key: str) -> None:
         """Forget what has ended under `key`, so that it may be used again."""
         job = self._jobs.get(key)
-        if job and job.status is not None:
+        if job and job.status is not None and self._socket:
             del self._jobs[key]
             self._send(_HEAD.pack(_Request.FORGET, key.encode()))
 
@@ -206,7 +218,7 @@ class Launcher:
     def _hear(self, kind: _Reply, key: str, pid: int, status: int, fds: Sequence[int]) -> None:
         match kind:
             case _Reply.STARTED if pid < 0:
-                self._failed[key] = -pid
+                self._failed[key] = -pid, bool(status)
             case _Reply.STARTED:
                 self._jobs[key] = _Job(pid)
             case _Reply.ENDED:

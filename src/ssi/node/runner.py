@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 
 from ssi.common import frames
 from ssi.common.errors import ProtocolError, SsiError
 from ssi.common.wire import CHUNK, Message, get_bytes, get_int, get_ints, put_bytes
-from ssi.node.command import Command
-from ssi.node.enter import CLEAN, enter_argv, pack
+from ssi.node.command import Command, start_in_userland
 from ssi.node.ics.ics import Call, Ics
+from ssi.node.launcher import Launcher, Program
 from ssi.node.root import USERLAND, is_mounted
 
 NAME = "run"
 MAX_ID = 2**32 - 2
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell has it
 MOST = 100
 """Commands at a time: each takes half a dozen of the daemon's descriptors."""
 
@@ -49,7 +49,8 @@ async def _receive_request(call: Call) -> frames.Call:
 class Runner:
     """Runs them."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
         self._running = 0
 
     def register(self, ics: Ics) -> None:
@@ -63,17 +64,16 @@ class Runner:
         uid, gid = (get_int(call.body, key, 0, MAX_ID) for key in ("uid", "gid"))
         groups = get_ints(call.body, "groups", 0, MAX_ID)
         request = await _receive_request(call)
-        fd = pack((uid, gid, groups), request.umask, request.cwd, request.argv, request.environment)
+        program = Program(
+            request.argv, request.environment, request.cwd, uid, gid, groups, request.umask
+        )
         self._running += 1
         try:
-            return {"status": await self._run(call, fd)}
-        except OSError as error:
-            raise SsiError(f"no command can be started: {error.strerror}") from error
+            return {"status": await self._run(call, program)}
         finally:
             self._running -= 1
-            os.close(fd)
 
-    async def _run(self, call: Call, fd: int) -> int:
+    async def _run(self, call: Call, program: Program) -> int:
         async def send(name: str, data: bytes) -> None:
             await call.send({name: put_bytes(data)})
 
@@ -83,7 +83,10 @@ class Runner:
         command = Command(send, tell_used)
         hearing = asyncio.create_task(_hear(call, command))
         try:
-            return await command.run(enter_argv(fd), CLEAN, keep=[fd])
+            return await command.run(start_in_userland(self._launcher, program))
+        except OSError as error:
+            await send("stderr", f"{error.filename}: {error.strerror}\n".encode())
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         finally:
             hearing.cancel()
 

@@ -40,6 +40,7 @@ class Events:
     async def run(self) -> None:
         """Run the scripts until cancelled."""
         await self._cluster.wait_known()
+        await self._jobs.wait_known()
         self._forget_others()
         while True:
             await self._cluster.changes.wait_for(lambda: self._next() is not None)

@@ -85,6 +85,7 @@ class Executor:
     async def run(self) -> None:
         """Follow the plan until cancelled; what runs then goes on."""
         await self._cluster.wait_known()
+        await self._jobs.wait_known()
         async with asyncio.TaskGroup() as group:
             self._adopt(group)
             while True:

@@ -52,6 +52,10 @@ class Jobs:
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
 
+    async def wait_known(self) -> None:
+        """Wait until it is known what runs."""
+        await self._launcher.wait_connected()
+
     def find(self) -> set[str]:
         """Return the keys of the jobs that run, or have ended and are not forgotten."""
         return self._launcher.keys
