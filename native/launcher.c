@@ -32,13 +32,21 @@
 
 enum {
 	MAX_FDS = 64,
+	MAX_STARTING = 256,
 	MAX_STRINGS = 1 << 20,
 	FILTERED_ERROR = 127,	/* what a shell's status says of a program that cannot be run */
+};
+
+/* What keeps a child from becoming the program. */
+struct failure {
+	int error;
+	bool at_folder;
 };
 
 struct job {
 	char key[LAUNCHER_KEY];
 	pid_t pid;
+	int failures;	/* until it is the program: a pipe that its exec closes, or -1 */
 	bool ended;
 	int status;
 	struct job *next;
@@ -103,16 +111,11 @@ static void reply_with(int daemon, uint32_t kind, const struct job *job, int fd)
 
 static void tell(int daemon, const struct job *job)
 {
-	if (daemon >= 0)
+	if (daemon >= 0 && job->failures < 0)
 		reply_with(daemon, job->ended ? LAUNCHER_ENDED : LAUNCHER_STARTED, job, -1);
 }
 
 /* -- starting --------------------------------------------------------------------------------- */
-
-struct failure {
-	int error;
-	bool at_folder;
-};
 
 /* Returns the words that `*next` begins with, and moves on behind them; NULL if they are not all there. */
 static char **take_words(char **next, const char *end, uint32_t count)
@@ -203,41 +206,42 @@ static pid_t fork_as(pid_t pid)
 	return (pid_t)syscall(__NR_clone3, &args, sizeof(args));
 }
 
-/* Returns the new process, or the negative errno of what failed. */
-static pid_t start_words(const struct request *request, char **argv, char **environment,
-			 const char *folder, struct failure *failed)
+/* Makes the new process, which is not the program yet; `job` gets a negative errno if that fails. */
+static void start_words(const struct request *request, char **argv, char **environment,
+			const char *folder, struct job *job)
 {
 	int failures[2];
-	pid_t pid;
 
-	if (pipe2(failures, O_CLOEXEC))
-		return -errno;
-	pid = fork_as(request->packet.start.pid);
-	if (pid == 0) {
+	if (pipe2(failures, O_CLOEXEC | O_NONBLOCK)) {
+		job->pid = -errno;
+		return;
+	}
+	job->pid = fork_as(request->packet.start.pid);
+	if (job->pid == 0) {
 		/* Where no descriptor that is wanted can be. */
 		int high = fcntl(failures[1], F_DUPFD_CLOEXEC, 2 * MAX_FDS + 32);
+		struct failure failure = { .error = 0 };
 
-		run(request, argv, environment, folder, high, &failed->at_folder);
-		failed->error = errno;
-		(void)!write(high, failed, sizeof(*failed));
+		run(request, argv, environment, folder, high, &failure.at_folder);
+		failure.error = errno;
+		(void)!write(high, &failure, sizeof(failure));
 		_exit(FILTERED_ERROR);
 	}
-	if (pid < 0)
-		failed->error = errno;
+	if (job->pid < 0)
+		job->pid = -errno;
 	close(failures[1]);
-	if (pid > 0 && read(failures[0], failed, sizeof(*failed)) == sizeof(*failed))
-		(void)waitpid(pid, NULL, 0);
-	close(failures[0]);
-	return failed->error ? -failed->error : pid;
+	if (job->pid > 0)
+		job->failures = failures[0];
+	else
+		close(failures[0]);
 }
 
-static pid_t start_job(struct request *request, struct failure *failed)
+static void start_job(struct request *request, struct job *job)
 {
 	const struct launcher_start *start = &request->packet.start;
 	size_t groups = start->groups * sizeof(gid_t);
 	char *next = request->strings, *end = request->strings + request->size;
 	char **argv = NULL, **environment = NULL, **folder = NULL;
-	pid_t pid = -EINVAL;
 
 	if (start->groups <= NGROUPS_MAX && groups <= request->size && start->argc) {
 		next += groups;
@@ -246,11 +250,10 @@ static pid_t start_job(struct request *request, struct failure *failed)
 		folder = environment ? take_words(&next, end, 1) : NULL;
 	}
 	if (folder && next == end)
-		pid = start_words(request, argv, environment, folder[0], failed);
+		start_words(request, argv, environment, folder[0], job);
 	free(argv);
 	free(environment);
 	free(folder);
-	return pid;
 }
 
 /* What the first descriptor, a sealed file in memory, holds. */
@@ -271,30 +274,61 @@ static int read_strings(struct request *request)
 static void answer_start(int daemon, struct request *request)
 {
 	struct job **place = find_job(request->packet.head.key), *job = *place;
-	struct job failed = { .pid = -EINVAL };
-	struct failure failure = { .error = 0 };
+	struct job made = { .pid = -EINVAL, .failures = -1 };
 
 	/* It has been asked for before: the daemon that did it has died. */
 	if (job) {
 		tell(daemon, job);
 		return;
 	}
-	memcpy(failed.key, request->packet.head.key, sizeof(failed.key));
+	memcpy(made.key, request->packet.head.key, sizeof(made.key));
 	job = calloc(1, sizeof(*job));
-	if (!job) {
-		failed.pid = -ENOMEM;
-	} else if (!read_strings(request)) {
-		failed.pid = start_job(request, &failure);
-		failed.status = failure.at_folder;
-		*job = failed;
-	}
-	if (failed.pid < 0) {
-		tell(daemon, &failed);
+	if (!job)
+		made.pid = -ENOMEM;
+	else if (!read_strings(request))
+		start_job(request, &made);
+	if (made.pid < 0) {
+		tell(daemon, &made);
 		free(job);
 		return;
 	}
+	*job = made;
 	*place = job;
+}
+
+/*
+ * Looks whether the child of `*place` is the program by now, or has failed, and tells which; false if
+ * it has failed and is forgotten. It may wait for the root, which must keep nobody else from starting.
+ */
+static bool look_after(int daemon, struct job **place)
+{
+	struct job *job = *place;
+	struct failure failure;
+	ssize_t size = read(job->failures, &failure, sizeof(failure));
+
+	if (size < 0 && (errno == EAGAIN || errno == EINTR))
+		return true;
+	close(job->failures);
+	job->failures = -1;
+	if (size != sizeof(failure)) {
+		tell(daemon, job);
+		return true;
+	}
+	job->pid = -failure.error;
+	job->status = failure.at_folder;
 	tell(daemon, job);
+	*place = job->next;
+	free(job);
+	return false;
+}
+
+static void look_after_all(int daemon)
+{
+	struct job **place = &jobs;
+
+	while (*place)
+		if ((*place)->failures < 0 || look_after(daemon, place))
+			place = &(*place)->next;
 }
 
 /* -- requests --------------------------------------------------------------------------------- */
@@ -366,6 +400,7 @@ static void reap(int daemon)
 	pid_t pid;
 
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		look_after_all(daemon);	/* what it said before it ended comes first */
 		for (struct job *job = jobs; job; job = job->next) {
 			if (job->ended || job->pid != pid)
 				continue;
@@ -374,6 +409,17 @@ static void reap(int daemon)
 			tell(daemon, job);
 		}
 	}
+}
+
+/* Those beyond the most that are polled are looked after when something else happens. */
+static nfds_t list_starting(struct pollfd *pollers)
+{
+	nfds_t count = 0;
+
+	for (const struct job *job = jobs; job && count < MAX_STARTING; job = job->next)
+		if (job->failures >= 0)
+			pollers[count++] = (struct pollfd){ .fd = job->failures, .events = POLLIN };
+	return count;
 }
 
 static int greet(int server, int before)
@@ -440,17 +486,18 @@ int main(int argc, char **argv)
 	if (signals < 0 || listener < 0)
 		return fail("the filter");
 	for (;;) {
-		struct pollfd pollers[] = {
+		struct pollfd pollers[3 + MAX_STARTING] = {
 			{ .fd = signals, .events = POLLIN },
 			{ .fd = server, .events = POLLIN },
 			{ .fd = daemon, .events = POLLIN },
 		};
 		struct signalfd_siginfo info;
 
-		if (poll(pollers, 3, -1) < 0)
+		if (poll(pollers, 3 + list_starting(pollers + 3), -1) < 0)
 			continue;
 		while (read(signals, &info, sizeof(info)) > 0)
 			;
+		look_after_all(daemon);
 		reap(daemon);
 		if (pollers[2].revents && !serve(daemon)) {
 			close(daemon);

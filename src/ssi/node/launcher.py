@@ -88,51 +88,53 @@ def _as_file(data: bytes) -> int:
 class Launcher:
     """Starts programs in the userland; one connection, opened again if it breaks."""
 
-    def __init__(self, node: int) -> None:
+    def __init__(self, node: int, path: Path = SOCKET) -> None:
         self._node = node
+        self._path = path
         self._socket: socket.socket | None = None
         self._jobs: dict[str, _Job] = {}
         self._failed: dict[str, tuple[int, bool]] = {}
-        self._listener = -1
+        self._listens = False
+        self._on_listener: Callable[[int], None] = os.close
         self._changes = Changes()
         self.pid = 0
         """The launcher's own."""
 
     async def run(self, on_listener: Callable[[int], None]) -> None:
         """Keep connected until cancelled; `on_listener` takes the userland filter's listener."""
+        self._on_listener = on_listener
         while True:
             await self._connect()
-            on_listener(self._listener)
             await self._changes.wait_for(lambda: self._socket is None)
             await asyncio.sleep(AGAIN_S)
 
     async def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        if connection.connect_ex(os.fspath(SOCKET)):
+        if connection.connect_ex(os.fspath(self._path)):
             if not PROGRAM.exists():
                 raise SsiError(
                     f"the root has no {PROGRAM}: it was built by an older version",
                     hint="`ssi start --fresh` begins with a new copy of the root",
                 )
-            start_process([str(PROGRAM), str(self._node), str(USERLAND), str(SOCKET)])
+            start_process([str(PROGRAM), str(self._node), str(USERLAND), str(self._path)])
             # Nothing tells of its socket.
             if not await wait_until(
-                lambda: not connection.connect_ex(os.fspath(SOCKET)), within_s=CONNECT_S
+                lambda: not connection.connect_ex(os.fspath(self._path)), within_s=CONNECT_S
             ):
                 raise SsiError(f"{PROGRAM} does not answer", hint="see /run/ssi/daemons.log")
         connection.setblocking(False)
         self.pid = read_peer(connection).pid
         self._socket = connection
         asyncio.get_running_loop().add_reader(connection, self._read)
-        self._listener = -1
+        self._listens = False
         self._send(_HEAD.pack(_Request.LISTENER, b""))
         # What it tells of its jobs came before that.
-        await self._changes.wait_for(lambda: self._listener >= 0 or self._socket is None)
+        await self._changes.wait_for(lambda: self._listens or self._socket is None)
         self._changes.tell()
 
     async def wait_connected(self) -> None:
         """Wait until it is known what runs."""
-        await self._changes.wait_for(lambda: self._socket is not None and self._listener >= 0)
+        await self._changes.wait_for(lambda: self._socket is not None and self._listens)
 
     @property
     def keys(self) -> set[str]:
@@ -224,12 +226,19 @@ class Launcher:
             case _Reply.ENDED:
                 self._jobs[key] = _Job(pid, status)
             case _Reply.LISTENS:
-                (self._listener,) = fds
+                (fd,) = fds
+                self._on_listener(fd)
+                self._listens = True
 
     def _part(self) -> None:
         """It was killed; what it had started goes on, and nobody hears how it ends."""
-        assert self._socket
         logger.error("the launcher is gone")
+        self.close()
+
+    def close(self) -> None:
+        """Leave it, and all that it runs, to the next daemon."""
+        if self._socket is None:
+            return
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         self._socket = None

@@ -1,0 +1,184 @@
+"""The launcher: what it starts, what it keeps, and what does not harm it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ssi.host import native
+from ssi.host.paths import NATIVE
+from ssi.node.launcher import Launcher, Program
+from support.clusters import is_root
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "WORD": "two words"}
+WITHIN_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launcher, compiled."""
+    output = tmp_path_factory.mktemp("launcher") / "launcher"
+    native.compile_program(NATIVE / "launcher.c", output, native.WARNINGS)
+    return output
+
+
+@pytest.fixture
+def path(program: Path, tmp_path: Path) -> Iterator[Path]:
+    """The socket of a running launcher."""
+    if not shutil.which("unshare"):
+        pytest.skip("no unshare: apt-get install util-linux")
+    path = tmp_path / "socket"
+    # As its user, it is root in a namespace with users of its own.
+    own = [] if is_root() else ["--user", "--map-root-user", "--map-auto"]
+    words = ["unshare", *own, "--mount", "--kill-child", "--", os.fspath(program)]
+    process = subprocess.Popen([*words, "1", "/proc/self/ns/mnt", os.fspath(path)])
+    deadline = time.monotonic() + WITHIN_S
+    while not path.exists():
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield path
+    process.kill()
+    process.wait()
+
+
+@contextlib.asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[Launcher]:
+    """A daemon's side."""
+    launcher = Launcher(1, path)
+    running = asyncio.create_task(launcher.run(os.close))
+    await launcher.wait_connected()
+    try:
+        yield launcher
+    finally:
+        running.cancel()
+        launcher.close()
+
+
+def play(path: Path, scene: Callable[[Launcher], Awaitable[None]]) -> None:
+    """Run `scene` with a daemon's side."""
+
+    async def run() -> None:
+        async with asyncio.timeout(WITHIN_S), connected(path) as launcher:
+            await scene(launcher)
+
+    asyncio.run(run())
+
+
+async def run_shell(launcher: Launcher, script: str, **wishes: object) -> tuple[str, int]:
+    """Run a script; return what it printed, and its wait status."""
+    read_end, write_end = os.pipe()
+    key = f"shell-{time.monotonic_ns()}"
+    program = Program(["sh", "-c", script], ENVIRONMENT, **wishes)  # type: ignore[arg-type]
+    try:
+        await launcher.start(key, program, [read_end, write_end, write_end])
+    finally:
+        os.close(write_end)
+    status = await launcher.wait(key)
+    launcher.forget(key)
+    said = os.read(read_end, 65536)  # all that a small script has left in the pipe
+    os.close(read_end)
+    return said.decode(), status
+
+
+def test_what_is_started_is_as_it_was_wished(path: Path, tmp_path: Path) -> None:
+    async def scene(launcher: Launcher) -> None:
+        script = (
+            'echo "$WORD"; umask; pwd; nice; ls /proc/self/fd | wc -l; ps -o sid= -p $$; echo $$'
+        )
+        said, status = await run_shell(
+            launcher, script, umask=0o027, cwd=os.fspath(tmp_path), nice=3
+        )
+        *words, session, pid = said.split("\n")[:-1]
+        # The fourth descriptor is the folder that ls reads.
+        assert words == ["two words", "0027", os.fspath(tmp_path), "3", "4"]
+        assert session.strip() == pid
+        assert status == 0
+        assert await run_shell(launcher, "exit 7") == ("", 7 << 8)
+        assert (await run_shell(launcher, "kill -9 $$"))[1] == signal.SIGKILL
+
+    play(path, scene)
+
+
+def test_signals_are_as_fresh_processes_have_them(path: Path) -> None:
+    async def scene(launcher: Launcher) -> None:
+        said, _ = await run_shell(launcher, "exec cat /proc/self/status")
+        lines = [line.split() for line in said.splitlines()]
+        signals = {line[0]: line[1] for line in lines if line[0].startswith("Sig")}
+        assert {signals[key] for key in ("SigBlk:", "SigIgn:", "SigCgt:")} == {"0" * 16}
+
+    play(path, scene)
+
+
+def test_what_cannot_be_started_says_why(path: Path) -> None:
+    async def scene(launcher: Launcher) -> None:
+        for program, number, what in (
+            (Program(["/nonexistent"], {}), errno.ENOENT, "/nonexistent"),
+            (Program(["/etc/passwd"], {}), errno.EACCES, "/etc/passwd"),
+            (Program(["/bin/true"], {}, cwd="/nonexistent"), errno.ENOENT, "/nonexistent"),
+        ):
+            with pytest.raises(OSError, match=what) as caught:
+                await launcher.start("bad", program, [0, 1, 2])
+            assert caught.value.errno == number
+            assert launcher.keys == set()
+
+    play(path, scene)
+
+
+def test_the_next_daemon_hears_of_everything(path: Path) -> None:
+    async def first(launcher: Launcher) -> None:
+        await launcher.start("ends", Program(["false"], ENVIRONMENT), [0, 1, 2])
+        await launcher.wait("ends")
+        await launcher.start("runs", Program(["sleep", "1000"], ENVIRONMENT), [0, 1, 2])
+
+    async def second(launcher: Launcher) -> None:
+        assert launcher.keys == {"ends", "runs"}
+        assert await launcher.wait("ends") == 1 << 8
+        pid = launcher.pid_of("runs")
+        assert pid
+        # It is not started a second time.
+        assert await launcher.start("runs", Program(["false"], ENVIRONMENT), [0, 1, 2]) == pid
+        os.kill(pid, signal.SIGTERM)
+        assert await launcher.wait("runs") == signal.SIGTERM
+        launcher.forget("runs")
+        launcher.forget("ends")
+
+    async def third(launcher: Launcher) -> None:
+        assert launcher.keys == set()
+
+    for scene in (first, second, third):
+        play(path, scene)
+
+
+def test_nonsense_ends_the_connection_and_nothing_else(path: Path) -> None:
+    for nonsense in (b"", b"x", b"\0" * 68, b"\xff" * 4096, b"\x01\0\0\0" + b"k" * 64):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
+            daemon.connect(os.fspath(path))
+            daemon.send(nonsense)
+
+    async def scene(launcher: Launcher) -> None:
+        assert await run_shell(launcher, "echo fine") == ("fine\n", 0)
+
+    play(path, scene)
+
+
+def test_the_filter_tells_local_from_foreign(path: Path) -> None:
+    """Nobody listens here: what is held would wait for ever, what is local does not."""
+    last = (2 << 15) - 1
+
+    async def scene(launcher: Launcher) -> None:
+        script = f"kill -0 $$ && echo own; kill -0 {last} 2>/dev/null || echo none; kill -0 1"
+        assert (await run_shell(launcher, script))[0].split()[:2] == ["own", "none"]
+
+    play(path, scene)
