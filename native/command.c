@@ -32,6 +32,7 @@ static const struct {
 	{ "clusternode_avail", QUERY },
 	{ "clusternode_getstate", QUERY },
 	{ "runlevel", QUERY },
+	{ "where_pid", QUERY },
 	{ "onall", RELAY },
 };
 

@@ -118,6 +118,15 @@ def test_questions_about_a_process_elsewhere(trio: Cluster, alices: Target) -> N
     assert call(trio, 1, ALICE, "setpriority", alices.pid, 0)[0] == "EACCES"
 
 
+def test_where_a_process_is(trio: Cluster, alices: Target) -> None:
+    for node in (1, 3):
+        assert trio.run(node, "where_pid", str(alices.pid)) == "3\n"
+    gone = trio.try_run(1, "where_pid", str((3 << 15) + 32000))
+    assert (gone.status, gone.out) == (1, "")
+    assert "there is no process" in gone.err
+    assert trio.try_run(1, "where_pid", "init").status == 2
+
+
 def test_nobody_is_there(trio: Cluster) -> None:
     gone = (3 << 15) + 32000
     never = (99 << 15) + 5

@@ -10,6 +10,7 @@ from ssi.node import daemonlogs, nodefiles
 from ssi.node.applets.api import Api
 from ssi.node.applets.init import InitApplets
 from ssi.node.applets.onall import Onall
+from ssi.node.applets.process import ProcessApplets
 from ssi.node.applets.query import Query
 from ssi.node.applets.registers import RegisterApplet
 from ssi.node.boot import Boot
@@ -67,14 +68,15 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         ics = Ics(settings.node, settings.cluster, boot_id)
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
-        listener = Listener(Foreign(cluster, ics, launcher).judge)
+        foreign = Foreign(cluster, ics, launcher)
+        listener = Listener(foreign.judge)
         init = InitServices(cluster, launcher, settings.console)
         Runner(launcher).register(ics)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (
             Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster),
-            Onall(ics, facts),
+            Onall(ics, facts), ProcessApplets(foreign),
         ):  # fmt: skip
             applets.register(local)
 

@@ -17,6 +17,7 @@ COMMAND_NAMES = (
     "usr/bin/cluster", "usr/bin/clustername", "usr/bin/clusternode_avail",
     "usr/bin/clusternode_getstate", "usr/bin/clusternode_num", "usr/bin/clusternode_setstate",
     "usr/bin/clusternode_shutdown", "usr/bin/clreg", "usr/bin/onall",
+    "usr/bin/where_pid",
     "usr/sbin/halt", "usr/sbin/poweroff", "usr/sbin/reboot", "usr/sbin/runlevel",
     "usr/sbin/shutdown", "usr/sbin/telinit",
 )  # fmt: skip

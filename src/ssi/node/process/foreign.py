@@ -68,6 +68,18 @@ class Foreign:
         except OSError as error:
             return Verdict(error=error.errno or errno.EIO)
 
+    async def find(self, pid: int) -> int | None:
+        """Return the node on which process `pid` runs; None if there is none.
+
+        One of those that each node has for itself is on this one.
+        """
+        node = origin_of(pid) or self._cluster.node
+        try:
+            verdict = await self._ask(node, "about", {"pid": pid, "what": "pgid"})
+        except SsiError:
+            return None
+        return None if verdict.error else node
+
     async def _ask(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
         state = self._cluster.known
         if not node >= 1 or state is None or node not in state.view.alive:
