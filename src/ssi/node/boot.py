@@ -12,6 +12,7 @@ from ssi.common.wire import Message, get_int
 from ssi.node import dlm, root
 from ssi.node.cluster import Cluster
 from ssi.node.hostline import HostLine
+from ssi.node.launcher import check_program
 from ssi.node.members import Members
 from ssi.node.pids import claim_range, keep_range
 from ssi.node.settings import Settings
@@ -114,6 +115,7 @@ class Boot:
         claim_range(self._settings.node)
         self._group.create_task(keep_range(self._settings.node))
         await root.enter_userland(self._settings.node)
+        check_program()
         await self._cluster.rise()
         self._tell("ready")
         await self._add_swap()

@@ -85,6 +85,15 @@ def _as_file(data: bytes) -> int:
     return fd
 
 
+def check_program() -> None:
+    """Raise SsiError if the root, which must be mounted, has no launcher."""
+    if not PROGRAM.exists():
+        raise SsiError(
+            "the root has no launcher: an older version has built it",
+            hint="`ssi start --fresh` begins with a new copy of the root",
+        )
+
+
 class Launcher:
     """Starts programs in the userland; one connection, opened again if it breaks."""
 
@@ -104,18 +113,17 @@ class Launcher:
         """Keep connected until cancelled; `on_listener` takes the userland filter's listener."""
         self._on_listener = on_listener
         while True:
-            await self._connect()
+            try:
+                await self._connect()
+            except SsiError as error:
+                logger.error("%s: %s", error, error.hint)
+                continue
             await self._changes.wait_for(lambda: self._socket is None)
             await asyncio.sleep(AGAIN_S)
 
     async def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         if connection.connect_ex(os.fspath(self._path)):
-            if not PROGRAM.exists():
-                raise SsiError(
-                    f"the root has no {PROGRAM}: it was built by an older version",
-                    hint="`ssi start --fresh` begins with a new copy of the root",
-                )
             start_process([str(PROGRAM), str(self._node), str(USERLAND), str(self._path)])
             # Nothing tells of its socket.
             if not await wait_until(
