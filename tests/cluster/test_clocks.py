@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
-from support.clusters import Cluster, wait_until
+import pytest
+
+from support.clusters import Cluster, Ssi, started, wait_until
 
 NEAR_S = 0.5
 """What a command takes to say the time is within it."""
+
+
+@pytest.fixture(scope="module")
+def trio(ssi: Ssi) -> Iterator[Cluster]:
+    """Three nodes of their own: logs of other tests are to be in order."""
+    with started(ssi, 3) as cluster:
+        yield cluster
 
 
 def ahead(cluster: Cluster, node: int) -> float:

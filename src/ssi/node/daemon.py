@@ -54,7 +54,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
     host = HostLine(await open_line(settings.line))
     boot_id = BOOT_ID.read_text().strip()
     host.say("hello", node=settings.node, restarted=restarted, boot=boot_id)
-    rootlog = RootLog()
+    rootlog = RootLog(begin=not restarted)
     log.open([HostLog(host), rootlog])
     async with asyncio.TaskGroup() as group:
         group.create_task(daemonlogs.follow(log, at_end=restarted))

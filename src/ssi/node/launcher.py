@@ -89,8 +89,8 @@ def check_program() -> None:
     """Raise SsiError if the root, which must be mounted, has no launcher."""
     if not PROGRAM.exists():
         raise SsiError(
-            "the root has no launcher: an older version has built it",
-            hint="`ssi start --fresh` begins with a new copy of the root",
+            "the root has no launcher, as an older version has built it: `ssi start --fresh` "
+            "begins with a new copy",
         )
 
 

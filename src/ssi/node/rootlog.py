@@ -29,7 +29,7 @@ AGAIN_S = 1.0
 # The program comes by a descriptor, so that a list of processes has one short line.
 WRITER = """\
 cd /var/log/cluster || exit
-for log in *.log; do [ -s "$log" ] && mv "$log" "$log.1"; done
+[ -z "$2" ] || for log in *.log; do [ -s "$log" ] && mv "$log" "$log.1"; done
 exec busybox awk -v limit="$1" -f /proc/self/fd/3 3<<'END'
 {
     file = $4
@@ -49,7 +49,9 @@ END
 class RootLog:
     """An outlet of the node's log that writes to /var/log/cluster on the root."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, begin: bool = True) -> None:
+        """With `begin`, as at a boot, the files begin anew."""
+        self._begin = begin
         self._waiting: collections.deque[bytes] = collections.deque()
         self._pipe = -1
         self._left_out = 0
@@ -98,8 +100,9 @@ class RootLog:
             os.set_blocking(read_end, True)
             with contextlib.suppress(PermissionError):  # a user's limit on all pipes
                 fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE)
+            begin, self._begin = "begin" * self._begin, False
             process = await asyncio.create_subprocess_exec(
-                *userland_argv(["/bin/sh", "-c", WRITER, "sh", str(LIMIT)]),
+                *userland_argv(["/bin/sh", "-c", WRITER, "sh", str(LIMIT), begin]),
                 stdin=read_end, stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
