@@ -36,7 +36,7 @@ def test_a_crash_as_all_saw_it(trio: Cluster) -> None:
     wait_until(survivors_saw_it, "both survivors tell of it")
     found = rows(trio)
     assert_in_order(found)
-    assert {row["node"] for row in found} == {None, 1, 2, 3}
+    assert {None, 1, 2, 3} <= {row["node"] for row in found}
     of_3 = [row for row in found if row["node"] == 3]
     assert {"corosync", "dlm_controld", "ssid"} <= {row["source"] for row in of_3}
     assert any("phase ready" in row["text"] for row in of_3)

@@ -42,8 +42,9 @@ def test_what_one_writes_all_read(trio: Cluster) -> None:
 def test_what_differs_by_node_does(trio: Cluster) -> None:
     trio.run(1, "sh", "-c", "echo 1 >/run/mine")
     assert trio.try_run(2, "cat", "/run/mine").status == 1
+    assert trio.run(2, "cat", "/cluster/node1/run/mine") == "1\n"
     kinds = trio.run(2, "stat", "-f", "-c", "%T", "/", "/proc", "/sys", "/run").split()
-    assert kinds == ["gfs/gfs2", "proc", "sysfs", "tmpfs"]
+    assert kinds == ["gfs/gfs2", "proc", "sysfs", "gfs/gfs2"]
 
 
 def test_there_is_no_way_back_to_the_ramdisk(trio: Cluster) -> None:
