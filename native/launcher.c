@@ -154,15 +154,19 @@ static int move_fds(const struct request *request)
 	return 0;
 }
 
-static int become(const struct launcher_start *start, const gid_t *groups)
+/* All signals as a fresh process has them; past the C library, which keeps two for itself. */
+static void reset_signals(void)
 {
-	const struct sigaction fallback = { .sa_handler = SIG_DFL };
-	sigset_t none;
+	const uint64_t none = 0, fallback[4] = { 0 };
 
 	for (int number = 1; number < NSIG; number++)
-		(void)sigaction(number, &fallback, NULL);
-	sigemptyset(&none);
-	(void)sigprocmask(SIG_SETMASK, &none, NULL);
+		(void)syscall(__NR_rt_sigaction, number, fallback, NULL, sizeof(none));
+	(void)syscall(__NR_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none));
+}
+
+static int become(const struct launcher_start *start, const gid_t *groups)
+{
+	reset_signals();
 	(void)setsid();
 	(void)umask(start->umask);
 	if (start->nice && setpriority(PRIO_PROCESS, 0, start->nice))

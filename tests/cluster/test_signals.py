@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from support.clusters import Cluster, kill_daemon, wait_until
+from support.clusters import Cluster, kill_daemon, stop_daemon, wait_until
 
 # Somebody to send to: says which signals come, from whom, with which value.
 TARGET = """\
@@ -178,6 +179,39 @@ def test_a_call_waits_for_the_next_daemon(trio: Cluster, alices: Target) -> None
     kill_daemon(trio, 3)
     assert call(trio, 1, ALICE, "kill", alices.pid, 0)[0] == "None"
     assert call(trio, 1, BOB, "kill", alices.pid, 0)[0] == "EPERM"
+
+
+def answers(cluster: Cluster, node: int) -> bool:
+    """Tell whether the daemon of `node` runs a command within a few seconds."""
+    try:
+        return cluster.try_run(node, "true", within_s=3).status == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def is_call_held(cluster: Cluster, node: int) -> bool:
+    """Tell whether the daemon of `node` has a system call to answer."""
+    script = "tr -d '\\0' </run/ssi/calls | wc -c"
+    words = ["exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script]
+    return int(cluster.ssi(*words)) > 0
+
+
+def test_a_call_under_way_is_answered_by_the_next_daemon(trio: Cluster, alices: Target) -> None:
+    """Node 3's daemon is stopped, so the call is under way when node 1's is killed."""
+    stopped = stop_daemon(trio, 3, 20)
+    wait_until(lambda: not answers(trio, 3), "node3's daemon is stopped")
+    script = "kill -USR1 $0; echo $? >/root/result"
+    start = 'rm -f /root/result; setsid sh -c "$0" "$1" >/dev/null 2>&1 </dev/null &'
+    trio.run(1, "sh", "-c", start, script, str(alices.pid))
+    wait_until(lambda: is_call_held(trio, 1), "the call is held")
+    kill_daemon(trio, 1)
+    trio.run(1, "clusternode_num")
+    assert trio.try_run(1, "test", "-e", "/root/result").status == 1
+    assert stopped.wait() == 0
+    wait_until(lambda: trio.try_run(1, "cat", "/root/result").out == "0\n", "it is answered")
+    assert alices.next_line().split()[0] == str(int(signal.SIGUSR1))
+    wait_until(lambda: not is_call_held(trio, 1), "nothing is left")
+    trio.run(1, "rm", "/root/result")
 
 
 def test_a_process_of_a_dead_node_is_gone(trio: Cluster) -> None:

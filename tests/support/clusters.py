@@ -161,19 +161,27 @@ def wait_until(true: Callable[[], object], what: str, *, within_s: float = 60) -
         time.sleep(0.1)
 
 
-KILL_DAEMON = """\
+FIND_DAEMON = """\
 for process in /proc/[0-9]*; do
     words=$(tr '\\0' ' ' <$process/cmdline 2>/dev/null)
-    case $words in "/usr/bin/python3 "*ssi.node.main*) kill -9 ${process#/proc/} ;; esac
+    case $words in "/usr/bin/python3 "*ssi.node.main*) daemon=${process#/proc/} ;; esac
 done
 """
 
 
 def kill_daemon(cluster: Cluster, node: int) -> None:
     """Kill the daemon of `node`; the command that does it is lost with it."""
+    script = f"{FIND_DAEMON} kill -9 $daemon"
     cluster.ssi.try_(
-        "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", KILL_DAEMON
+        "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script
     )
+
+
+def stop_daemon(cluster: Cluster, node: int, for_s: int) -> subprocess.Popen[bytes]:
+    """Stop the daemon of `node` for so long; the command is heard of no sooner than that."""
+    script = f"{FIND_DAEMON} (sleep {for_s}; kill -CONT $daemon) & kill -STOP $daemon; wait"
+    words = ["ssi", "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--"]
+    return cluster.ssi.person.start([*words, "sh", "-c", script], stdin=subprocess.DEVNULL)
 
 
 def is_root() -> bool:

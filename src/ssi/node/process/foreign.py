@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 
 from ssi.common import wire
-from ssi.common.errors import SsiError
+from ssi.common.errors import NodeLost, TimedOut
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
 from ssi.node.ics.answering import Call
@@ -19,7 +21,11 @@ from ssi.node.process.listener import GO_ON, HeldCall, Verdict
 from ssi.node.process.signals import INFO_SIZE, MAX_SIGNAL, Sending, send
 from ssi.node.processes import list_userland
 
+logger = logging.getLogger(__name__)
+
 WITHIN_S = 30.0
+AGAIN_S = 0.5
+REMEMBERED = 1000
 
 # x86-64
 KILL, TGKILL, SIGQUEUE, TGSIGQUEUE = 62, 234, 129, 297
@@ -41,6 +47,8 @@ class Foreign:
     def __init__(self, cluster: Cluster, ics: Ics, launcher: Launcher) -> None:
         self._cluster = cluster
         self._launcher = launcher
+        self._sent: dict[str, Message] = {}
+        """What came of signals: none is sent twice."""
         self._ics = ics
         self._calls: dict[int, Callable[[HeldCall], Awaitable[Verdict]]] = {
             KILL: self._kill, TGKILL: self._tgkill, SIGQUEUE: self._sigqueue,
@@ -60,9 +68,6 @@ class Foreign:
             return GO_ON
         try:
             return await judge(call)
-        except SsiError:
-            # Its node has died, or does: there is no such process any more.
-            return Verdict(error=errno.ESRCH)
         except ProcessLookupError:
             return Verdict(error=errno.ESRCH)
         except OSError as error:
@@ -74,20 +79,27 @@ class Foreign:
         One of those that each node has for itself is on this one.
         """
         node = origin_of(pid) or self._cluster.node
-        try:
-            verdict = await self._ask(node, "about", {"pid": pid, "what": "pgid"})
-        except SsiError:
-            return None
+        verdict = await self._ask(node, "about", {"pid": pid, "what": "pgid"})
         return None if verdict.error else node
 
     async def _ask(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
+        """Ask `node` until it answers, or is dead: its daemon may be away for a while."""
+        while self._is_alive(node):
+            try:
+                answer = await self._ics.ask(node, name, body, within_s=WITHIN_S)
+            except (NodeLost, TimedOut) as error:
+                logger.info("node%d, %s: %s; asking again", node, name, error)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            return Verdict(
+                wire.get_int(answer, "result", -(2**31), 2**31),
+                wire.get_int(answer, "error", 0, 4095),
+            )
+        return Verdict(error=errno.ESRCH)
+
+    def _is_alive(self, node: int) -> bool:
         state = self._cluster.known
-        if not node >= 1 or state is None or node not in state.view.alive:
-            return Verdict(error=errno.ESRCH)
-        answer = await self._ics.ask(node, name, body, within_s=WITHIN_S)
-        return Verdict(
-            wire.get_int(answer, "result", -(2**31), 2**31), wire.get_int(answer, "error", 0, 4095)
-        )
+        return state is None or node in state.view.alive
 
     # -- signals ---------------------------------------------------------------------------------
 
@@ -123,15 +135,27 @@ class Foreign:
         if info and _is_forged(info):
             return Verdict(error=errno.EPERM)
         sending = Sending(abs(pid), thread, number, info, read_caller(call.thread))
-        body = {**sending.dump(), "group": pid < 0, "session": os.getsid(call.thread)}
+        body = {
+            **sending.dump(), "group": pid < 0, "session": os.getsid(call.thread),
+            "once": f"{self._cluster.boot} {call.id}",
+        }  # fmt: skip
         return await self._ask(origin_of(abs(pid)), "signal", body)
 
     async def _answer_signal(self, call: Call) -> Message:
         sending = Sending.load(call.body)
         session = wire.get_int(call.body, "session", 0, MAX_PID)
-        if wire.get_flag(call.body, "group"):
-            return _render(lambda: _send_to(list_group(sending.pid), sending, session))
-        return _render(lambda: send(sending, session=session))
+        once = wire.get_text(call.body, "once")
+        # Its daemon was killed before it had our answer, and the next one asks again.
+        if once not in self._sent:
+            if wire.get_flag(call.body, "group"):
+                self._sent[once] = _render(
+                    lambda: _send_to(list_group(sending.pid), sending, session)
+                )
+            else:
+                self._sent[once] = _render(lambda: send(sending, session=session))
+            while len(self._sent) > REMEMBERED:
+                self._sent.pop(next(iter(self._sent)))
+        return self._sent[once]
 
     async def _kill_all(self, call: HeldCall, number: int) -> Verdict:
         """kill(-1): every process that he may signal, on all nodes, but none of the nodes' own."""

@@ -1,33 +1,39 @@
 """The filter's listener: system calls that the kernel holds until we say what becomes of them.
 
 Which they are is in native/filter.h. The launcher keeps the descriptor, so calls that come while
-this daemon is restarted wait for the next one.
+this daemon is restarted wait for the next one. The kernel tells of a call once: it is received into
+a file in RAM, where the next daemon finds those that this one has not answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 # linux/seccomp.h
 RECEIVE = 0xC0502100
 SEND = 0xC0182101
-STILL_THERE = 0x40082102
 CONTINUE = 1
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
-_ID = struct.Struct("=Q")
 
 _INT = 1 << 32
+
+FILE = Path("/run/ssi/calls")
+SLOTS = 1024
+"""So many calls may be under way; more wait in the kernel."""
 
 
 def as_int(argument: int) -> int:
@@ -62,6 +68,61 @@ class Verdict:
 
 GO_ON = Verdict(goes_on=True)
 
+
+class Slots:
+    """The file: a slot for each call that is under way, zeroes in the others."""
+
+    def __init__(self, path: Path = FILE) -> None:
+        size = SLOTS * _NOTIFICATION.size
+        with path.open("a+b") as file:
+            file.truncate(size)
+            self._map = mmap.mmap(file.fileno(), size)
+        # The kernel itself writes there: no moment in which a call is nowhere.
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._ioctl = ctypes.CDLL(None, use_errno=True).ioctl
+        self._free = [slot for slot in range(SLOTS) if self._read(slot) is None]
+
+    def _read(self, slot: int) -> HeldCall | None:
+        fields = _NOTIFICATION.unpack_from(self._map, slot * _NOTIFICATION.size)
+        call_id, thread, _, number, _, _, *arguments = fields
+        return HeldCall(call_id, thread, number, tuple(arguments)) if call_id else None
+
+    def list_left(self) -> Iterator[tuple[int, HeldCall]]:
+        """Yield the calls that an earlier daemon has not answered."""
+        for slot in range(SLOTS):
+            if call := self._read(slot):
+                yield slot, call
+
+    def receive(self, fd: int) -> tuple[int, HeldCall] | None:
+        """Return the next call, None if there is none any more or no slot; raises OSError."""
+        if not self._free:
+            return None
+        slot = self._free[-1]
+        place = ctypes.c_void_p(self._address + slot * _NOTIFICATION.size)
+        if self._ioctl(fd, ctypes.c_ulong(RECEIVE), place) < 0:
+            number = ctypes.get_errno()
+            # ENOENT: the caller was killed before we came.
+            if number in {errno.ENOENT, errno.EINTR}:
+                return None
+            raise OSError(number, os.strerror(number))
+        call = self._read(slot)
+        if call is None:
+            return None
+        self._free.pop()
+        return slot, call
+
+    def release(self, slot: int) -> None:
+        """The call in `slot` has been answered."""
+        size = _NOTIFICATION.size
+        self._map[slot * size : (slot + 1) * size] = bytes(size)
+        self._free.append(slot)
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return not self._free
+
+
 Judge = Callable[[HeldCall], Awaitable[Verdict]]
 
 
@@ -71,12 +132,17 @@ class Listener:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._fd = -1
+        self._slots: Slots | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def listen(self, fd: int) -> None:
-        """Take the calls that come by `fd`, which is ours from now on."""
+        """Take the calls that come by `fd`, which is ours from now on, and those that are left."""
         self.close()
         self._fd = fd
+        if self._slots is None:
+            self._slots = Slots()
+            for slot, call in self._slots.list_left():
+                self._begin(slot, call)
         asyncio.get_running_loop().add_reader(fd, self._take)
 
     def close(self) -> None:
@@ -87,28 +153,35 @@ class Listener:
             self._fd = -1
 
     def _take(self) -> None:
-        buffer = bytearray(_NOTIFICATION.size)
+        assert self._slots
         try:
-            fcntl.ioctl(self._fd, RECEIVE, buffer)
-        except OSError as error:
-            # ENOENT: the caller was killed before we came.
-            if error.errno not in {errno.ENOENT, errno.EINTR}:
-                logger.exception("the filter's listener")
-                self.close()
+            received = self._slots.receive(self._fd)
+        except OSError:
+            logger.exception("the filter's listener")
+            self.close()
             return
-        call_id, thread, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
-        call = HeldCall(call_id, thread, number, tuple(arguments))
-        task = asyncio.get_running_loop().create_task(self._attend(call))
+        if received:
+            self._begin(*received)
+        if self._slots.full:
+            asyncio.get_running_loop().remove_reader(self._fd)
+
+    def _begin(self, slot: int, call: HeldCall) -> None:
+        task = asyncio.get_running_loop().create_task(self._attend(slot, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _attend(self, call: HeldCall) -> None:
+    async def _attend(self, slot: int, call: HeldCall) -> None:
         try:
             verdict = await self._judge(call)
         except Exception:
             logger.exception("system call %d of %d", call.number, call.thread)
             verdict = Verdict(error=errno.EIO)
         self._send(call, verdict)
+        assert self._slots
+        was_full = self._slots.full
+        self._slots.release(slot)
+        if was_full and self._fd >= 0:
+            asyncio.get_running_loop().add_reader(self._fd, self._take)
 
     def _send(self, call: HeldCall, verdict: Verdict) -> None:
         flags = CONTINUE if verdict.goes_on else 0
@@ -118,11 +191,3 @@ class Listener:
         except OSError as error:
             if error.errno != errno.ENOENT:  # the caller was killed meanwhile
                 logger.warning("answering system call %d: %s", call.number, error)
-
-    def is_there(self, call: HeldCall) -> bool:
-        """Tell whether the caller still waits; what was read of it meanwhile is then its own."""
-        try:
-            fcntl.ioctl(self._fd, STILL_THERE, _ID.pack(call.id))
-        except OSError:
-            return False
-        return True
