@@ -83,7 +83,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         async def open_node() -> None:
             if await boot.run():
                 services = (
-                    launcher.run(listener.listen), forget_orphans(launcher), rootlog.run(),
+                    launcher.run(), listener.run(launcher), forget_orphans(launcher), rootlog.run(),
                     nodefiles.tidy(settings.node),
                 )  # fmt: skip
                 opening.extend(map(group.create_task, services))

@@ -33,21 +33,38 @@ AGAIN_S = 1.0
 MAX_KEY = 63
 LOST = 255
 
+LISTENER = "listener"
+"""The descriptor kept under this key is the userland filter's listener."""
+
 _HEAD = struct.Struct("=I64s")
-_START = struct.Struct("=I64siIIIiIII")
+_START = struct.Struct("=I64siQQIIIIIiIiIIIIII")
 _REPLY = struct.Struct("=I64sii")
 
 
 class _Request(enum.IntEnum):
     START = 1
     FORGET = 2
-    LISTENER = 3
+    KEEP = 3
+    END = 4
 
 
 class _Reply(enum.IntEnum):
     STARTED = 1
     ENDED = 2
-    LISTENS = 3
+    KEPT = 3
+    TOLD = 4
+    CHANGED = 5
+
+
+class _Flag(enum.IntFlag):
+    SESSION = 1
+    NO_NEW_PRIVILEGES = 2
+
+
+UNLIMITED = 2**64 - 1
+
+STAYS, LEADS = -1, 0
+"""Groups: that of the launcher, and a new one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +72,7 @@ class Program:
     """What is to be started, and as whom."""
 
     argv: Sequence[str]
+    """Empty for a stand-in, whose only descriptor is the socket that it is to listen on."""
     environment: Mapping[str, str]
     cwd: str = "/"
     uid: int = 0
@@ -64,6 +82,20 @@ class Program:
     nice: int = 0
     pid: int = 0
     """The PID it must have; 0 for any."""
+    effective: tuple[int, int] | None = None
+    """User and group, if they are not the real ones."""
+    session: bool = True
+    """Whether it leads a session of its own."""
+    group: int = LEADS
+    """The process group that it joins, within the launcher's session; see STAYS and LEADS."""
+    blocked: int = 0
+    ignored: int = 0
+    """Signals: bit n-1 for signal n."""
+    limits: Sequence[tuple[int, int]] = ()
+    """Resource limits by number, soft and hard; those of the launcher if there are none."""
+    no_new_privileges: bool = False
+    death_signal: int = 0
+    """The signal it gets when its parent ends."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,10 +105,27 @@ class _Job:
     """As waitpid gives it; None while it runs."""
 
 
-def _pack_strings(program: Program) -> bytes:
+def _pack_start(key: str, program: Program, numbers: Sequence[int]) -> tuple[bytes, bytes]:
+    """Return the packet and the details."""
+    uid, gid = program.effective or (program.uid, program.gid)
     words = [*program.argv, *(f"{k}={v}" for k, v in program.environment.items()), program.cwd]
-    groups = array.array("I", program.groups).tobytes()
-    return groups + b"".join(os.fsencode(word) + b"\0" for word in words)
+    flags = _Flag.SESSION if program.session else _Flag(0)
+    if program.no_new_privileges:
+        flags |= _Flag.NO_NEW_PRIVILEGES
+    packet = _START.pack(
+        _Request.START, key.encode(), program.pid, program.blocked, program.ignored, program.uid,
+        uid, program.gid, gid, program.umask, program.nice, flags, program.group,
+        program.death_signal, len(program.limits), len(program.groups), len(numbers),
+        len(program.argv), len(program.environment),
+    )  # fmt: skip
+    values = [value & UNLIMITED for limit in program.limits for value in limit]
+    details = (
+        array.array("Q", values).tobytes()
+        + array.array("I", program.groups).tobytes()
+        + array.array("I", numbers).tobytes()
+        + b"".join(os.fsencode(word) + b"\0" for word in words)
+    )
+    return packet, details
 
 
 def _as_file(data: bytes) -> int:
@@ -103,22 +152,27 @@ class Launcher:
         self._socket: socket.socket | None = None
         self._jobs: dict[str, _Job] = {}
         self._failed: dict[str, tuple[int, bool]] = {}
-        self._listens = False
-        self._on_listener: Callable[[int], None] = os.close
+        self._told = False
         self._changes = Changes()
+        self.kept: dict[str, int] = {}
+        """What this daemon or one before it has given to keep; once connected, all of it. Whoever
+        uses a descriptor takes it out and owns it."""
+        self.on_change: Callable[[str, int], None] = lambda _key, _status: None
+        """Called when something stops, goes on or ends, and at a connection for all of which that
+        is true. The status is as waitpid gives it."""
         self.pid = 0
         """The launcher's own."""
 
-    async def run(self, on_listener: Callable[[int], None]) -> None:
-        """Keep connected until cancelled; `on_listener` takes the userland filter's listener."""
-        self._on_listener = on_listener
+    async def run(self) -> None:
+        """Keep it running, and connected, until cancelled."""
         while True:
             try:
                 await self._connect()
             except SsiError as error:
                 logger.error("%s: %s", error, error.hint)
                 continue
-            await self._changes.wait_for(lambda: self._socket is None)
+            await self.wait_gone()
+            logger.error("the launcher is gone")
             await asyncio.sleep(AGAIN_S)
 
     async def _connect(self) -> None:
@@ -130,19 +184,30 @@ class Launcher:
                 lambda: not connection.connect_ex(os.fspath(self._path)), within_s=CONNECT_S
             ):
                 raise SsiError(f"{PROGRAM} does not answer", hint="see /run/ssi/daemons.log")
+        self._take(connection)
+        await self._changes.wait_for(lambda: self._told or self._socket is None)
+
+    async def connect(self) -> None:
+        """Connect to a stand-in; raises OSError if it is not there."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        connection.connect(os.fspath(self._path))
+        self._take(connection)
+        await self._changes.wait_for(lambda: self._told or self._socket is None)
+
+    def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.pid = read_peer(connection).pid
         self._socket = connection
+        self._told = False
         asyncio.get_running_loop().add_reader(connection, self._read)
-        self._listens = False
-        self._send(_HEAD.pack(_Request.LISTENER, b""))
-        # What it tells of its jobs came before that.
-        await self._changes.wait_for(lambda: self._listens or self._socket is None)
-        self._changes.tell()
 
     async def wait_connected(self) -> None:
-        """Wait until it is known what runs."""
-        await self._changes.wait_for(lambda: self._socket is not None and self._listens)
+        """Wait until it is known what runs and what is kept."""
+        await self._changes.wait_for(lambda: self._socket is not None and self._told)
+
+    async def wait_gone(self) -> None:
+        """Wait until it is gone, or left."""
+        await self._changes.wait_for(lambda: self._socket is None)
 
     @property
     def keys(self) -> set[str]:
@@ -154,32 +219,33 @@ class Launcher:
         job = self._jobs.get(key)
         return job.pid if job and job.status is None else None
 
-    async def start(self, key: str, program: Program, fds: Sequence[int]) -> int:
-        """Start `program` with `fds` as its descriptors from 0 on; return its PID.
+    async def start(
+        self, key: str, program: Program, fds: Sequence[int], numbers: Sequence[int] | None = None
+    ) -> int:
+        """Start `program` with `fds` as its descriptors from 0 on, or of these numbers.
 
-        If something was started under `key` before, that it is. Raises SsiError.
+        Returns its PID. If something was started under `key` before, that it is. Raises OSError,
+        SsiError.
         """
         assert len(key) <= MAX_KEY
         await self.wait_connected()
         if key not in self._jobs:
             self._failed.pop(key, None)
-            strings = _as_file(_pack_strings(program))
+            packet, words = _pack_start(key, program, numbers or range(len(fds)))
+            details = _as_file(words)
             try:
-                self._send(
-                    _START.pack(
-                        _Request.START, key.encode(), program.pid, program.uid, program.gid,
-                        program.umask, program.nice, len(program.groups), len(program.argv),
-                        len(program.environment),
-                    ),
-                    [strings, *fds],
-                )  # fmt: skip
+                self._send(packet, [details, *fds])
             finally:
-                os.close(strings)
-            await self._changes.wait_for(lambda: key in self._jobs or key in self._failed)
+                os.close(details)
+            await self._changes.wait_for(
+                lambda: key in self._jobs or key in self._failed or self._socket is None
+            )
         if key in self._failed:
             error, at_folder = self._failed.pop(key)
-            what = program.cwd if at_folder else program.argv[0]
+            what = program.cwd if at_folder or not program.argv else program.argv[0]
             raise OSError(error, os.strerror(error), what)
+        if key not in self._jobs:
+            raise SsiError("the launcher is gone")
         return self._jobs[key].pid
 
     async def wait(self, key: str) -> int:
@@ -200,6 +266,15 @@ class Launcher:
             del self._jobs[key]
             self._send(_HEAD.pack(_Request.FORGET, key.encode()))
 
+    def keep(self, key: str, fd: int) -> None:
+        """Have `fd` handed to each daemon that comes after this one; it stays this one's, too."""
+        self._send(_HEAD.pack(_Request.KEEP, key.encode()), [fd])
+
+    def end(self) -> None:
+        """End it, a stand-in."""
+        if self._socket:
+            self._send(_HEAD.pack(_Request.END, b""))
+
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         if self._socket is None:
             raise SsiError("the launcher is gone")
@@ -219,7 +294,8 @@ class Launcher:
         except ConnectionError:
             data, fds = b"", []
         if not data:
-            self._part()
+            # It was killed; what it had started goes on, and nobody hears how it ends.
+            self.close()
             return
         kind, name, pid, status = _REPLY.unpack(data)
         self._hear(_Reply(kind), name.rstrip(b"\0").decode(), pid, status, fds)
@@ -231,17 +307,15 @@ class Launcher:
                 self._failed[key] = -pid, bool(status)
             case _Reply.STARTED:
                 self._jobs[key] = _Job(pid)
+            case _Reply.CHANGED:
+                self.on_change(key, status)
             case _Reply.ENDED:
                 self._jobs[key] = _Job(pid, status)
-            case _Reply.LISTENS:
-                (fd,) = fds
-                self._on_listener(fd)
-                self._listens = True
-
-    def _part(self) -> None:
-        """It was killed; what it had started goes on, and nobody hears how it ends."""
-        logger.error("the launcher is gone")
-        self.close()
+                self.on_change(key, status)
+            case _Reply.KEPT:
+                (self.kept[key],) = fds
+            case _Reply.TOLD:
+                self._told = True
 
     def close(self) -> None:
         """Leave it, and all that it runs, to the next daemon."""
@@ -251,4 +325,6 @@ class Launcher:
         self._socket.close()
         self._socket = None
         self._jobs.clear()
+        while self.kept:
+            os.close(self.kept.popitem()[1])
         self._changes.tell()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ import pytest
 
 from ssi.host import native
 from ssi.host.paths import NATIVE
-from ssi.node.launcher import Launcher, Program
+from ssi.node.launcher import LISTENER, Launcher, Program
 from support.clusters import is_root
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "WORD": "two words"}
@@ -57,7 +58,7 @@ def path(program: Path, tmp_path: Path) -> Iterator[Path]:
 async def connected(path: Path) -> AsyncIterator[Launcher]:
     """A daemon's side."""
     launcher = Launcher(1, path)
-    running = asyncio.create_task(launcher.run(os.close))
+    running = asyncio.create_task(launcher.run())
     await launcher.wait_connected()
     try:
         yield launcher
@@ -180,5 +181,107 @@ def test_the_filter_tells_local_from_foreign(path: Path) -> None:
     async def scene(launcher: Launcher) -> None:
         script = f"kill -0 $$ && echo own; kill -0 {last} 2>/dev/null || echo none; kill -0 1"
         assert (await run_shell(launcher, script))[0].split()[:2] == ["own", "none"]
+
+    play(path, scene)
+
+
+def test_what_it_keeps_is_handed_to_the_next_daemon(path: Path) -> None:
+    async def keep(launcher: Launcher) -> None:
+        os.close(launcher.kept.pop(LISTENER))
+        for word in (b"old", b"new"):
+            read_end, write_end = os.pipe()
+            os.write(write_end, word)
+            launcher.keep("pipe", read_end)
+            os.close(read_end)
+            os.close(write_end)
+
+    async def find(launcher: Launcher) -> None:
+        assert set(launcher.kept) == {LISTENER, "pipe"}
+        assert os.read(launcher.kept["pipe"], 10) == b"new"
+
+    play(path, keep)
+    play(path, find)
+
+
+def test_stopping_and_going_on_is_told_and_remembered(path: Path) -> None:
+    ends = os.pipe()
+
+    async def stop(launcher: Launcher) -> None:
+        said: asyncio.Queue[int] = asyncio.Queue()
+        launcher.on_change = lambda _key, status: said.put_nowait(status)
+        program = Program(["sh", "-c", "kill -STOP $$; read x; exit 3"], ENVIRONMENT)
+        await launcher.start("it", program, [ends[0]])
+        assert os.WSTOPSIG(await said.get()) == signal.SIGSTOP
+
+    async def go_on(launcher: Launcher) -> None:
+        said: asyncio.Queue[int] = asyncio.Queue()
+        launcher.on_change = lambda _key, status: said.put_nowait(status)
+        launcher.close()
+        await launcher.wait_connected()
+        assert os.WSTOPSIG(await said.get()) == signal.SIGSTOP
+        os.kill(launcher.pid_of("it") or 0, signal.SIGCONT)
+        assert os.WIFCONTINUED(await said.get())
+        os.write(ends[1], b"\n")
+        assert os.waitstatus_to_exitcode(await said.get()) == 3
+
+    play(path, stop)
+    play(path, go_on)
+    for end in ends:
+        os.close(end)
+
+
+def test_a_stand_in_is_a_parent_in_a_session(path: Path, tmp_path: Path) -> None:
+    async def scene(launcher: Launcher) -> None:
+        place = tmp_path / "stand-in"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(os.fspath(place))
+            listener.listen()
+            pid = await launcher.start("stand-in", Program([], {}), [listener.fileno()])
+        stand_in = Launcher(1, place)
+        await stand_in.connect()
+        assert stand_in.pid == pid
+        assert not stand_in.kept
+        said, _ = await run_shell(
+            stand_in, "echo $PPID; ps -o sid=,pgid= -p $$; echo $$", session=False, group=0
+        )
+        parent, session, group, own = said.split()
+        assert (parent, session, group) == (str(pid), str(pid), own)
+        said, _ = await run_shell(stand_in, "ps -o pgid= -p $$", session=False, group=pid)
+        assert said.split() == [str(pid)]
+        stand_in.end()
+        assert await launcher.wait("stand-in") == 0
+
+    play(path, scene)
+
+
+def test_the_new_process_is_as_its_wishes_say(path: Path) -> None:
+    async def scene(launcher: Launcher) -> None:
+        limits = [resource.getrlimit(number) for number in range(16)]
+        limits[resource.RLIMIT_NOFILE] = (50, 60)
+        said, _ = await run_shell(
+            launcher, "ulimit -n; exec cat /proc/self/status", limits=limits, ignored=1 << 1,
+            blocked=1 << 9, no_new_privileges=True,
+        )  # fmt: skip
+        first, *lines = said.splitlines()
+        fields = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        assert first == "50"
+        assert int(fields["SigIgn"], 16) == 1 << 1
+        assert int(fields["SigBlk"], 16) == 1 << 9
+        assert fields["NoNewPrivs"] == "1"
+
+    play(path, scene)
+
+
+def test_descriptors_have_their_numbers_and_no_others_are_open(path: Path) -> None:
+    async def scene(launcher: Launcher) -> None:
+        read_end, write_end = os.pipe()
+        program = Program(["sh", "-c", "ls /proc/self/fd >&7"], ENVIRONMENT)
+        await launcher.start("numbers", program, [write_end, write_end], [7, 12])
+        os.close(write_end)
+        assert os.waitstatus_to_exitcode(await launcher.wait("numbers")) == 0
+        said = os.read(read_end, 1000).split()
+        os.close(read_end)
+        # ls has the pipe as its output, and reads the folder.
+        assert said == [b"0", b"1", b"12", b"7"]
 
     play(path, scene)

@@ -19,6 +19,8 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from ssi.node.launcher import LISTENER, Launcher
+
 logger = logging.getLogger(__name__)
 
 # linux/seccomp.h
@@ -135,8 +137,15 @@ class Listener:
         self._slots: Slots | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def listen(self, fd: int) -> None:
-        """Take the calls that come by `fd`, which is ours from now on, and those that are left."""
+    async def run(self, launcher: Launcher) -> None:
+        """Take the calls of all that `launcher` starts, until cancelled."""
+        while True:
+            await launcher.wait_connected()
+            self._listen(launcher.kept.pop(LISTENER))
+            await launcher.wait_gone()
+
+    def _listen(self, fd: int) -> None:
+        """Take the calls that come by `fd`, and those that are left."""
         self.close()
         self._fd = fd
         if self._slots is None:
