@@ -206,6 +206,7 @@ static int take_frame(struct session *session)
 		session->credit += local_number(&frame);
 		return -1;
 	case LOCAL_ACCEPTED:
+	case LOCAL_ORDER:
 	default:
 		return -1;
 	}

@@ -12,6 +12,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -28,18 +29,20 @@ enum {
 #define FILTER_IF(how, value, yes, no) BPF_JUMP(BPF_JMP | (how) | BPF_K, value, yes, no)
 #define FILTER_RETURN(value) BPF_STMT(BPF_RET | BPF_K, value)
 
-/* Each is a system call and which of its arguments is a PID. */
+enum { FILTER_NO_SIGNAL = 0 };
+
+/* Each is a system call, which of its arguments is a PID, and which a signal. */
 static const struct filter_call {
-	uint32_t number, argument;
+	uint32_t number, argument, signal;
 } FILTER_CALLS[] = {
-	{ __NR_kill, 0 },
-	{ __NR_tgkill, 0 },
-	{ __NR_rt_sigqueueinfo, 0 },
-	{ __NR_rt_tgsigqueueinfo, 0 },
-	{ __NR_getpgid, 0 },
-	{ __NR_getsid, 0 },
-	{ __NR_getpriority, 1 },
-	{ __NR_setpriority, 1 },
+	{ __NR_kill, 0, 1 },
+	{ __NR_tgkill, 0, 2 },
+	{ __NR_rt_sigqueueinfo, 0, 1 },
+	{ __NR_rt_tgsigqueueinfo, 0, 2 },
+	{ __NR_getpgid, 0, FILTER_NO_SIGNAL },
+	{ __NR_getsid, 0, FILTER_NO_SIGNAL },
+	{ __NR_getpriority, 1, FILTER_NO_SIGNAL },
+	{ __NR_setpriority, 1, FILTER_NO_SIGNAL },
 };
 
 /*
@@ -47,11 +50,11 @@ static const struct filter_call {
  *
  * For each call in turn: if it is that one, its PID is looked at: 0 (oneself) and those of this node,
  * with the low ones that every node has, are the kernel's affair. kill(0), the caller's own group,
- * is not.
+ * is not. Nor is SIGSTOP, which a ghost of this node could not pass on.
  */
 static int filter_install(uint32_t first)
 {
-	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 9, HEAD = 4 };
+	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 4 };
 	const uint32_t end = first + (1U << PID_BITS);
 	struct sock_filter code[HEAD + CALLS * EACH + 1];
 	struct sock_fprog program = { .filter = code };
@@ -66,7 +69,7 @@ static int filter_install(uint32_t first)
 		const struct filter_call *call = &FILTER_CALLS[i];
 		uint32_t self = call->number == __NR_kill ? SECCOMP_RET_USER_NOTIF : SECCOMP_RET_ALLOW;
 		const struct sock_filter block[EACH] = {
-			FILTER_IF(BPF_JEQ, call->number, 0, 8),
+			FILTER_IF(BPF_JEQ, call->number, 0, EACH - 1),
 			FILTER_LOAD(args[call->argument]),
 			FILTER_IF(BPF_JEQ, 0, 4, 0),
 			FILTER_IF(BPF_JGE, end, 2, 0),	/* or negative */
@@ -74,6 +77,9 @@ static int filter_install(uint32_t first)
 			FILTER_IF(BPF_JGE, 1U << PID_BITS, 0, 2),
 			FILTER_RETURN(SECCOMP_RET_USER_NOTIF),
 			FILTER_RETURN(self),
+			FILTER_LOAD(args[call->signal]),
+			FILTER_IF(BPF_JEQ, call->signal ? SIGSTOP : UINT32_MAX, 0, 1),
+			FILTER_RETURN(SECCOMP_RET_USER_NOTIF),
 			FILTER_RETURN(SECCOMP_RET_ALLOW),
 		};
 

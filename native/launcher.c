@@ -615,6 +615,8 @@ static int fail(const char *what)
 
 int main(int argc, char **argv)
 {
+	/* The kernel's own: the daemon has more, which is nothing for programs to inherit. */
+	const struct rlimit descriptors = { .rlim_cur = 1024, .rlim_max = 4096 };
 	struct kept *own = calloc(1, sizeof(*own));
 	int space;
 	sigset_t set;
@@ -633,6 +635,8 @@ int main(int argc, char **argv)
 	if (space < 0 || setns(space, CLONE_NEWNS) || chdir("/"))
 		return fail(argv[2]);
 	close(space);
+	if (setrlimit(RLIMIT_NOFILE, &descriptors))
+		return fail("limits");
 	/* SIGTERM ends it: so does the node's shutdown. */
 	sigfillset(&set);
 	sigdelset(&set, SIGTERM);

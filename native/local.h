@@ -39,8 +39,8 @@ enum {
 	LOCAL_STEP_MS = 20,
 };
 
-enum local_reply { LOCAL_ACCEPTED, LOCAL_STDOUT, LOCAL_STDERR, LOCAL_END, LOCAL_CREDIT };
-enum local_given { LOCAL_STDIN = 1, LOCAL_END_OF_STDIN = 3, LOCAL_SIGNAL = 4 };
+enum local_reply { LOCAL_ACCEPTED, LOCAL_STDOUT, LOCAL_STDERR, LOCAL_END, LOCAL_CREDIT, LOCAL_ORDER };
+enum local_given { LOCAL_STDIN = 1, LOCAL_END_OF_STDIN = 3, LOCAL_SIGNAL = 4, LOCAL_REPORT = 5 };
 
 struct local_head {
 	uint8_t kind;

@@ -42,6 +42,7 @@ class Reply(enum.IntEnum):
     STDERR = 2
     END = 3
     CREDIT = 4
+    ORDER = 5
 
 
 class Given(enum.IntEnum):
@@ -50,6 +51,7 @@ class Given(enum.IntEnum):
     STDIN = 1
     END_OF_STDIN = 3
     SIGNAL = 4
+    REPORT = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from ssi.node import daemonlogs, nodefiles
 from ssi.node.applets.api import Api
 from ssi.node.applets.init import InitApplets
 from ssi.node.applets.onall import Onall
+from ssi.node.applets.onnode import Onnode
 from ssi.node.applets.process import ProcessApplets
 from ssi.node.applets.query import Query
 from ssi.node.applets.registers import RegisterApplet
@@ -31,8 +32,7 @@ from ssi.node.leave import leave, power_off
 from ssi.node.local import LocalServer
 from ssi.node.logs import NodeLog
 from ssi.node.members import Members
-from ssi.node.process.foreign import Foreign
-from ssi.node.process.listener import Listener
+from ssi.node.process.space import ProcessSpace
 from ssi.node.rootlog import RootLog
 from ssi.node.runner import Runner
 from ssi.node.settings import Settings
@@ -68,22 +68,21 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         ics = Ics(settings.node, settings.cluster, boot_id)
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
-        foreign = Foreign(cluster, ics, launcher)
-        listener = Listener(foreign.judge)
+        space = ProcessSpace(cluster, ics, launcher)
         init = InitServices(cluster, launcher, settings.console)
         Runner(launcher).register(ics)
         facts = Facts(settings.cluster, cluster)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (
             Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster),
-            Onall(ics, facts), ProcessApplets(foreign),
+            Onall(ics, facts), ProcessApplets(space.foreign), Onnode(cluster, ics, space),
         ):  # fmt: skip
             applets.register(local)
 
         async def open_node() -> None:
             if await boot.run():
                 services = (
-                    launcher.run(), listener.run(launcher), forget_orphans(launcher), rootlog.run(),
+                    launcher.run(), space.run(), forget_orphans(launcher), rootlog.run(),
                     nodefiles.tidy(settings.node),
                 )  # fmt: skip
                 opening.extend(map(group.create_task, services))

@@ -219,6 +219,11 @@ class Launcher:
         job = self._jobs.get(key)
         return job.pid if job and job.status is None else None
 
+    def job_of(self, key: str) -> tuple[int, int | None] | None:
+        """Return PID and status of what was started under `key`; None if nothing was."""
+        job = self._jobs.get(key)
+        return (job.pid, job.status) if job else None
+
     async def start(
         self, key: str, program: Program, fds: Sequence[int], numbers: Sequence[int] | None = None
     ) -> int:

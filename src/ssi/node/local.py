@@ -35,11 +35,14 @@ REQUEST_S = 5.0
 AGAIN_S = 0.1
 BACKLOG = 128
 
-ROOT_SHARE = 256
-USER_SHARE = 64
-USERS_SHARE = 384
-"""Connections at a time: of root, of one other user, of all others together. Together below the
-1024 descriptors a process has by default."""
+ROOT_SHARE = 4096
+USER_SHARE = 1024
+USERS_SHARE = 8192
+"""Connections at a time: of root, of one other user, of all others together; a ghost has one as
+long as it lives. Together below the descriptors that ssi.node.main lets us have."""
+
+MAX_REPORTS = 4096
+"""Of a ghost that wait to be read."""
 
 MAX_SIGNAL = signal.NSIG - 1
 
@@ -62,6 +65,7 @@ class Inbox:
         self._give_credit = give_credit
         self._signals: collections.deque[Signal] = collections.deque()
         self._input: collections.deque[bytes] = collections.deque()
+        self._reports: collections.deque[bytes] = collections.deque()
         self._more = asyncio.Event()
         self._free = frames.WINDOW
         self._ended = False
@@ -77,6 +81,10 @@ class Inbox:
             case Given.END_OF_STDIN if not data and not self._ended:
                 self._ended = True
                 self._input.append(b"")
+            case Given.REPORT:
+                if len(self._reports) >= MAX_REPORTS:
+                    raise ProtocolError("more reports than can be read")
+                self._reports.append(data)
             case Given.SIGNAL:
                 self._put_signal(frames.parse_number(data))
             case _:
@@ -105,6 +113,11 @@ class Inbox:
         """Return the next bytes, whatever signals there are; none is the end of input."""
         await self._wait_for(lambda: self._input)
         return self._take_input()
+
+    async def receive_report(self) -> bytes:
+        """Return the next report of a ghost."""
+        await self._wait_for(lambda: self._reports)
+        return self._reports.popleft()
 
     async def _wait_for(self, has: Callable[[], object]) -> None:
         while not has():
@@ -166,6 +179,10 @@ class Output:
     async def error(self, data: str | bytes) -> None:
         """Write to the caller's standard error."""
         await self._send(Reply.STDERR, data)
+
+    async def order(self, data: bytes) -> None:
+        """Order a ghost to do something."""
+        await self._send(Reply.ORDER, data)
 
     async def _send(self, kind: Reply, data: str | bytes) -> None:
         for frame in frames.encode_frames(

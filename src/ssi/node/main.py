@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 
 from ssi.common.addresses import GATEWAY, PREFIX_LENGTH, node_address, node_name
@@ -11,6 +12,7 @@ from ssi.node.processes import start_process
 from ssi.node.settings import Settings, read_settings
 
 RUN = "/run/ssi"
+MOST_DESCRIPTORS = 16384
 
 
 def start_network(settings: Settings) -> None:
@@ -31,6 +33,8 @@ def main() -> int:
     restarted = os.path.isdir(RUN)
     os.makedirs(RUN, mode=0o700, exist_ok=True)
     os.chdir("/")
+    # Each ghost has a connection, and 1024 are the default.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_DESCRIPTORS, MOST_DESCRIPTORS))
     settings = read_settings()
     if not restarted:
         start_network(settings)

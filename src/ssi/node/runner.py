@@ -32,7 +32,8 @@ def list_request_parts(request: bytes) -> list[Message]:
     ]
 
 
-async def _receive_request(call: Call) -> frames.Call:
+async def receive_request(call: Call) -> frames.Call:
+    """Return the request that comes in parts, or raise ProtocolError."""
     request = b""
     while True:
         part = await call.receive()
@@ -63,7 +64,7 @@ class Runner:
             raise SsiError("the root is not mounted yet")
         uid, gid = (get_int(call.body, key, 0, MAX_ID) for key in ("uid", "gid"))
         groups = get_ints(call.body, "groups", 0, MAX_ID)
-        request = await _receive_request(call)
+        request = await receive_request(call)
         program = Program(
             request.argv, request.environment, request.cwd, uid, gid, groups, request.umask
         )

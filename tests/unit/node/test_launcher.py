@@ -209,8 +209,8 @@ def test_stopping_and_going_on_is_told_and_remembered(path: Path) -> None:
     async def stop(launcher: Launcher) -> None:
         said: asyncio.Queue[int] = asyncio.Queue()
         launcher.on_change = lambda _key, status: said.put_nowait(status)
-        program = Program(["sh", "-c", "kill -STOP $$; read x; exit 3"], ENVIRONMENT)
-        await launcher.start("it", program, [ends[0]])
+        program = Program(["sh", "-c", "read x; exit 3"], ENVIRONMENT)
+        os.kill(await launcher.start("it", program, [ends[0]]), signal.SIGSTOP)
         assert os.WSTOPSIG(await said.get()) == signal.SIGSTOP
 
     async def go_on(launcher: Launcher) -> None:

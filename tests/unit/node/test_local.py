@@ -265,7 +265,7 @@ def test_all_users_together_leave_something_for_root() -> None:
     shares = local._Shares()
     with contextlib.ExitStack() as stack:
         for uid in range(1, 1000):
-            for _ in range(2):
+            for _ in range(10):
                 stack.enter_context(shares(uid))
         assert shares._open.total() == local.USERS_SHARE
         assert stack.enter_context(shares(0))

@@ -10,6 +10,8 @@ from ssi.host import native, paths
 
 COMMAND = "usr/lib/ssi/command"
 
+ONNODE = "usr/bin/onnode"
+
 LAUNCHER = "usr/lib/ssi/launcher"
 """Run from the root, as nothing can be started without the root."""
 
@@ -38,6 +40,7 @@ class Product:
 PRODUCTS = (
     # Static: a loader and libraries to map would take most of its time, and it suits any root.
     Product(COMMAND, "command.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(ONNODE, "onnode.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(LAUNCHER, "launcher.c", ("-static", "-Wl,-z,relro,-z,now")),
     # In /usr/lib, where every loader looks without having been told by ldconfig.
     Product(
@@ -48,7 +51,7 @@ PRODUCTS = (
 
 HEADERS = {"usr/include/ssi.h": "libssi/ssi.h"}
 
-INCLUDED = ("local.h", "launcher.h", "filter.h", "libssi/libssi.map")
+INCLUDED = ("local.h", "ghost.h", "launcher.h", "filter.h", "libssi/libssi.map")
 """What is used besides."""
 
 GENERATED = {

@@ -10,7 +10,7 @@ from ssi.common.errors import ProtocolError, SsiError
 from ssi.common.wire import Message
 from ssi.node.ics.parts import WINDOW, Outlet, Receiver, Sender, render
 
-MAX_CALLS = 256
+MAX_CALLS = 4096
 """Calls over one connection at a time; who wants more waits."""
 
 EVENTS = 0

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
-import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 
 from ssi.common import wire
-from ssi.common.errors import NodeLost, TimedOut
+from ssi.common.errors import NodeLost
+from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
-from ssi.node.ics.answering import Call
+from ssi.node.ics.answering import Call, Handler
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import Launcher
 from ssi.node.pids import origin_of
+from ssi.node.process.asking import Asking
 from ssi.node.process.caller import MAX_PID, read_caller, read_memory
+from ssi.node.process.jobcontrol import list_group, list_people
 from ssi.node.process.listener import GO_ON, HeldCall, Verdict
+from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE, MAX_SIGNAL, Sending, send
-from ssi.node.processes import list_userland
 
-logger = logging.getLogger(__name__)
-
-WITHIN_S = 30.0
-AGAIN_S = 0.5
 REMEMBERED = 1000
+NOBODY: Message = {"result": 0, "error": errno.ESRCH, "node": 0}
 
 # x86-64
 KILL, TGKILL, SIGQUEUE, TGSIGQUEUE = 62, 234, 129, 297
@@ -44,22 +43,26 @@ QUESTIONS: Mapping[str, Callable[[int], int]] = {
 class Foreign:
     """Judges held calls, and answers those of other nodes."""
 
-    def __init__(self, cluster: Cluster, ics: Ics, launcher: Launcher) -> None:
+    def __init__(
+        self, cluster: Cluster, asking: Asking, launcher: Launcher, places: Places, ics: Ics
+    ) -> None:
         self._cluster = cluster
+        self._asking = asking
         self._launcher = launcher
+        self._places = places
         self._sent: dict[str, Message] = {}
         """What came of signals: none is sent twice."""
-        self._ics = ics
         self._calls: dict[int, Callable[[HeldCall], Awaitable[Verdict]]] = {
             KILL: self._kill, TGKILL: self._tgkill, SIGQUEUE: self._sigqueue,
             TGSIGQUEUE: self._tgsigqueue, GETPGID: lambda call: self._ask_about(call, 0, "pgid"),
             GETSID: lambda call: self._ask_about(call, 0, "sid"),
             GETPRIORITY: self._getpriority, SETPRIORITY: self._setpriority,
         }  # fmt: skip
-        ics.serve("signal", self._answer_signal)
+        ics.serve("signal", self._pass_on(self._answer_signal))
+        ics.serve("signal-group", self._answer_signal_group)
         ics.serve("signal-all", self._answer_signal_all)
-        ics.serve("about", self._answer_about)
-        ics.serve("renice", self._answer_renice)
+        ics.serve("about", self._pass_on(self._answer_about))
+        ics.serve("renice", self._pass_on(self._answer_renice))
 
     async def judge(self, call: HeldCall) -> Verdict:
         """Return what becomes of `call`."""
@@ -78,28 +81,43 @@ class Foreign:
 
         One of those that each node has for itself is on this one.
         """
-        node = origin_of(pid) or self._cluster.node
-        verdict = await self._ask(node, "about", {"pid": pid, "what": "pgid"})
-        return None if verdict.error else node
+        body = {"pid": pid, "what": "pgid"}
+        try:
+            answer = await self._asking.ask(self._places.find(pid), "about", body)
+        except NodeLost:
+            return None
+        return None if answer["error"] else wire.get_int(answer, "node", 1, MAX_NODE)
 
     async def _ask(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
-        """Ask `node` until it answers, or is dead: its daemon may be away for a while."""
-        while self._is_alive(node):
-            try:
-                answer = await self._ics.ask(node, name, body, within_s=WITHIN_S)
-            except (NodeLost, TimedOut) as error:
-                logger.info("node%d, %s: %s; asking again", node, name, error)
-                await asyncio.sleep(AGAIN_S)
-                continue
-            return Verdict(
-                wire.get_int(answer, "result", -(2**31), 2**31),
-                wire.get_int(answer, "error", 0, 4095),
-            )
-        return Verdict(error=errno.ESRCH)
+        """Ask `node` until it answers, or is dead."""
+        try:
+            answer = await self._asking.ask(node, name, body)
+        except NodeLost:
+            return Verdict(error=errno.ESRCH)
+        return Verdict(
+            wire.get_int(answer, "result", -(2**31), 2**31), wire.get_int(answer, "error", 0, 4095)
+        )
 
-    def _is_alive(self, node: int) -> bool:
-        state = self._cluster.known
-        return state is None or node in state.view.alive
+    def _pass_on(self, answer: Callable[[Call], Awaitable[Message]]) -> Handler:
+        """Return what answers a question about a process, or asks the node where its body is."""
+
+        async def pass_on(call: Call) -> Message:
+            pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+            node = self._places.find(pid)
+            if node != self._places.node and self._places.is_ghost(pid):
+                try:
+                    return await self._asking.ask(node, call.name, call.body)
+                except NodeLost:
+                    return NOBODY
+            if self._places.is_placeholder(pid):
+                return NOBODY
+            return {**await answer(call), "node": self._places.node}
+
+        return pass_on
+
+    def _is_here(self, call: HeldCall, pid: int) -> bool:
+        """Tell whether the kernel's own verdict is right: it is the caller, or runs here."""
+        return pid == read_caller(call.thread).pid or self._places.find(pid) == self._places.node
 
     # -- signals ---------------------------------------------------------------------------------
 
@@ -109,11 +127,7 @@ class Foreign:
             return await self._send(call, pid, 0, number)
         if pid == -1:
             return await self._kill_all(call, number)
-        group = -pid or os.getpgid(call.thread)
-        node = origin_of(group)
-        if node in {0, self._cluster.node}:
-            return GO_ON  # a group is where its leader is
-        return await self._send(call, -group, 0, number)
+        return await self._kill_group(call, -pid or os.getpgid(call.thread), number)
 
     async def _tgkill(self, call: HeldCall) -> Verdict:
         pid, thread, number = (call.int_at(index) for index in range(3))
@@ -130,32 +144,69 @@ class Foreign:
     async def _send(
         self, call: HeldCall, pid: int, thread: int, number: int, info: bytes = b""
     ) -> Verdict:
+        if pid < 0:
+            return Verdict(error=errno.EINVAL if thread else errno.ESRCH)
+        if self._is_here(call, pid):
+            return GO_ON
         if not 0 <= number <= MAX_SIGNAL:
             return Verdict(error=errno.EINVAL)
         if info and _is_forged(info):
             return Verdict(error=errno.EPERM)
-        sending = Sending(abs(pid), thread, number, info, read_caller(call.thread))
-        body = {
-            **sending.dump(), "group": pid < 0, "session": os.getsid(call.thread),
+        sending = Sending(pid, thread, number, info, read_caller(call.thread))
+        return await self._ask(self._places.find(pid), "signal", self._render(call, sending))
+
+    def _render(self, call: HeldCall, sending: Sending) -> Message:
+        return {
+            **sending.dump(), "session": os.getsid(call.thread),
             "once": f"{self._cluster.boot} {call.id}",
         }  # fmt: skip
-        return await self._ask(origin_of(abs(pid)), "signal", body)
 
     async def _answer_signal(self, call: Call) -> Message:
         sending = Sending.load(call.body)
         session = wire.get_int(call.body, "session", 0, MAX_PID)
+        return self._once(call, lambda: send(sending, session=session))
+
+    def _once(self, call: Call, action: Callable[[], None]) -> Message:
+        """Do it, unless the caller's daemon was killed before it had our answer, and asks again."""
         once = wire.get_text(call.body, "once")
-        # Its daemon was killed before it had our answer, and the next one asks again.
         if once not in self._sent:
-            if wire.get_flag(call.body, "group"):
-                self._sent[once] = _render(
-                    lambda: _send_to(list_group(sending.pid), sending, session)
-                )
-            else:
-                self._sent[once] = _render(lambda: send(sending, session=session))
+            self._sent[once] = _render(action)
             while len(self._sent) > REMEMBERED:
                 self._sent.pop(next(iter(self._sent)))
         return self._sent[once]
+
+    async def _kill_group(self, call: HeldCall, group: int, number: int) -> Verdict:
+        """Begin where the group does: from there its members are found."""
+        origin = origin_of(group)
+        if origin in {0, self._places.node} and not self._places.is_spread(group):
+            return GO_ON
+        if not 0 <= number <= MAX_SIGNAL:
+            return Verdict(error=errno.EINVAL)
+        sending = Sending(group, 0, number, b"", read_caller(call.thread))
+        body = {**self._render(call, sending), "visited": []}
+        if self._asking.is_alive(origin):
+            return await self._ask(origin, "signal-group", body)
+        nodes = self._cluster.known.view.alive if self._cluster.known else frozenset[int]()
+        body["visited"] = sorted(nodes)
+        verdicts = [await self._ask(node, "signal-group", body) for node in sorted(nodes)]
+        return next((v for v in verdicts if not v.error), Verdict(error=errno.ESRCH))
+
+    async def _answer_signal_group(self, call: Call) -> Message:
+        sending = Sending.load(call.body)
+        session = wire.get_int(call.body, "session", 0, MAX_PID)
+        members = list_group(sending.pid)
+        real = [pid for pid in members if not self._places.is_placeholder(pid)]
+        answers = [self._once(call, lambda: _send_to(real, sending, session))]
+        visited = {self._places.node, *wire.get_ints(call.body, "visited", 1, MAX_NODE)}
+        nodes = self._places.nodes_of_group(sending.pid, members) - visited
+        body = {**call.body, "visited": sorted(visited | nodes)}
+        for node in nodes:
+            with contextlib.suppress(NodeLost):
+                answers.append(await self._asking.ask(node, "signal-group", body))
+        return next(
+            (answer for answer in answers if not answer["error"]),
+            max(answers, key=lambda answer: answer["error"] == errno.EPERM),
+        )
 
     async def _kill_all(self, call: HeldCall, number: int) -> Verdict:
         """kill(-1): every process that he may signal, on all nodes, but none of the nodes' own."""
@@ -177,7 +228,11 @@ class Foreign:
         return _render(lambda: _send_to(self._list_all(0), sending, 0))
 
     def _list_all(self, caller: int) -> list[int]:
-        return [pid for pid in list_people() if pid not in {caller, self._launcher.pid}]
+        spared = {caller, self._launcher.pid}
+        return [
+            pid for pid in list_people()
+            if pid not in spared and not self._places.is_placeholder(pid)
+        ]  # fmt: skip
 
     # -- questions -------------------------------------------------------------------------------
 
@@ -185,7 +240,9 @@ class Foreign:
         pid = call.int_at(index)
         if pid < 0:
             return Verdict(error=errno.ESRCH)
-        return await self._ask(origin_of(pid), "about", {"pid": pid, "what": what})
+        if self._is_here(call, pid):
+            return GO_ON
+        return await self._ask(self._places.find(pid), "about", {"pid": pid, "what": what})
 
     async def _answer_about(self, call: Call) -> Message:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
@@ -200,11 +257,11 @@ class Foreign:
 
     async def _setpriority(self, call: HeldCall) -> Verdict:
         which, pid, nice = (call.int_at(index) for index in range(3))
-        if which != PRIO_PROCESS or pid < 0:
+        if which != PRIO_PROCESS or pid < 0 or self._is_here(call, pid):
             return GO_ON
         caller = read_caller(call.thread)
         body = {"pid": pid, "nice": max(-20, min(19, nice)), "caller": caller.dump()}
-        return await self._ask(origin_of(pid), "renice", body)
+        return await self._ask(self._places.find(pid), "renice", body)
 
     async def _answer_renice(self, call: Call) -> Message:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
@@ -251,20 +308,3 @@ def _send_to(pids: list[int], sending: Sending, session: int) -> None:
             failed = error
     if not sent:
         raise failed
-
-
-def list_group(group: int) -> list[int]:
-    """Return the processes of this node that are in a process group."""
-    return [pid for pid in list_people() if _group_of(pid) == group]
-
-
-def _group_of(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-def list_people() -> list[int]:
-    """Return the processes of the userland."""
-    return [pid for pid in list_userland() if origin_of(pid)]

@@ -93,6 +93,22 @@ def send(sending: Sending, *, session: int = 0) -> None:
         os.close(fd)
 
 
+def deliver(pid: int, number: int, sender: int, uid: int, value: int) -> None:
+    """Send a signal that another process has got, with what it was told of it; raises OSError."""
+    fd = os.pidfd_open(pid)
+    try:
+        info = _INFO.pack(number, 0, QUEUED, 0, sender, uid, value).ljust(INFO_SIZE, b"\0")
+        _call(SEND, fd, number, info, 0)
+    finally:
+        os.close(fd)
+
+
+def deliver_to_thread(thread: int, number: int) -> None:
+    """Send a signal to one thread; raises OSError."""
+    info = _INFO.pack(number, 0, QUEUED, 0, 0, 0, 0).ljust(INFO_SIZE, b"\0")
+    _call(SEND_TO_THREAD, read_caller(thread).pid, thread, number, info)
+
+
 def _check(sending: Sending, session: int) -> None:
     if sending.thread and not Path(f"/proc/{sending.pid}/task/{sending.thread}").exists():
         raise ProcessLookupError(errno.ESRCH, "no such thread")

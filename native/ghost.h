@@ -1,0 +1,64 @@
+/*
+ * What a ghost and the node daemon say to each other, within frames of the local socket (local.h): the
+ * daemon orders, the ghost reports. Of this machine's byte order; ssi.node.process.orders is the same in
+ * Python.
+ */
+#ifndef SSI_GHOST_H
+#define SSI_GHOST_H
+
+#include <stdint.h>
+
+enum ghost_order_kind {
+	/* Each is answered by a RESULT, once it is done; asked again by the same answer. */
+	GHOST_READ = 1,		/* value: bytes at most */
+	GHOST_WRITE = 2,	/* data */
+	GHOST_IOCTL = 3,	/* value: command; data: what its argument points to; size: bytes to return */
+	GHOST_IOCTL_VALUE = 4,	/* value: command; size: the argument itself */
+	GHOST_WATCH = 5,	/* value: events of poll; waits until there is one */
+	/* These are not. */
+	GHOST_CANCEL = 6,	/* what has not been done and has this id: its answer is EINTR */
+	GHOST_DONE = 7,		/* the answer with this id has arrived */
+	GHOST_CLOSE = 8,	/* fd: the body has closed it */
+	GHOST_STATE = 9,	/* value: the body's wait status; size: 1 if others still use descriptors */
+	GHOST_STARTED = 10,	/* the body is there */
+	GHOST_HERE = 11,	/* value: which word of the arguments is the command: be it yourself */
+	GHOST_SEEK = 12,	/* fd; id: the offset at which the body has left a file that it read */
+};
+
+enum ghost_flags {
+	GHOST_NONBLOCK = 1,
+	GHOST_SETS = 2,		/* a process in the background is stopped for it */
+};
+
+enum ghost_report_kind {
+	GHOST_HELLO = 1,	/* struct ghost_hello */
+	GHOST_RESULT = 2,	/* id, result, data */
+	GHOST_SIGNAL = 3,	/* struct signalfd_siginfo */
+	GHOST_ORPHAN = 4,	/* the parent has ended */
+};
+
+/* Results besides those of system calls. */
+enum { GHOST_BACKGROUND = -4000 };	/* not of the terminal's foreground group: stop for that */
+
+/* With a signal of the daemon's own: it is for the ghost, not for the body. */
+enum { GHOST_OWN_SIGNAL = 0x551 };
+
+struct ghost_order {
+	uint32_t kind;
+	int32_t fd;
+	uint64_t id;
+	uint32_t value, size, flags, spare;
+} __attribute__((packed));
+
+struct ghost_report {
+	uint32_t kind, spare;
+	uint64_t id;
+	int64_t result;
+} __attribute__((packed));
+
+struct ghost_hello {
+	uint64_t blocked, ignored;	/* signals: bit n-1 for signal n */
+	uint32_t death_signal, spare;
+} __attribute__((packed));
+
+#endif

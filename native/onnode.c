@@ -1,0 +1,598 @@
+/*
+ * onnode, fast: have a command run on another node, and be its ghost here.
+ *
+ * The node daemon starts the command there with our PID (the body) and tells us what to do: read, write
+ * and control our descriptors for it, stop, go on and end as it does. We tell the daemon which signals
+ * we get. Parent, group, session and terminal see an ordinary process of theirs. We survive the daemon:
+ * the next one gets the same request, knows us by our PID, and may ask again for what we have done.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <termios.h>
+
+#include "ghost.h"
+#include "local.h"
+
+enum {
+	UNAVAILABLE = 69,	/* EX_UNAVAILABLE */
+	NOT_EXECUTABLE = 126,	/* as a shell has it */
+	NOT_FOUND = 127,
+	MAX_POLLED = 256,
+	MAX_IOCTL = 4096,
+	DEATH_NOTICE = 64,	/* SIGRTMAX, by which the kernel tells that our parent has ended */
+};
+
+/* An order under way; when it is done, its answer, until that has arrived. */
+struct task {
+	struct ghost_order order;
+	size_t length, written;
+	bool done;
+	int64_t result;
+	struct task *next;
+	unsigned char data[];
+};
+
+/* A description of its own for a descriptor, that does not wait. */
+struct twin {
+	int fd, own;
+	struct twin *next;
+};
+
+static struct task *tasks;
+static struct twin *twins;
+static struct local_frame frame;
+static const char *name;
+static int daemon_fd = -1, signals;
+static pid_t parent;
+static struct ghost_hello hello;
+static char *request;
+static size_t request_size;
+
+/* -- reports ---------------------------------------------------------------------------------- */
+
+static void report(uint32_t kind, uint64_t id, int64_t result, const void *data, size_t length)
+{
+	static unsigned char bytes[LOCAL_MAX_FRAME];
+	const struct ghost_report head = { .kind = kind, .id = id, .result = result };
+
+	memcpy(bytes, &head, sizeof(head));
+	if (length)
+		memcpy(bytes + sizeof(head), data, length);
+	/* If the daemon is gone, the next one asks. */
+	(void)local_send_frame(daemon_fd, LOCAL_REPORT, bytes, sizeof(head) + length);
+}
+
+static void answer(struct task *task)
+{
+	const uint32_t kind = task->order.kind;
+	size_t length = 0;
+
+	if (task->result >= 0 && kind == GHOST_READ)
+		length = (size_t)task->result;
+	else if (task->result >= 0 && kind == GHOST_IOCTL)
+		length = task->order.size;
+	report(GHOST_RESULT, task->order.id, task->result, task->data, length);
+}
+
+static void finish(struct task *task, int64_t result)
+{
+	task->done = true;
+	task->result = result;
+	answer(task);
+}
+
+/* -- descriptors ------------------------------------------------------------------------------ */
+
+/* Flags belong to all who share a description, so what must not wait is done on one of our own. */
+static int twin_of(int fd)
+{
+	char path[32];
+	struct twin *twin = twins;
+	int flags;
+
+	while (twin && twin->fd != fd)
+		twin = twin->next;
+	if (twin)
+		return twin->own;
+	flags = fcntl(fd, F_GETFL);
+	twin = malloc(sizeof(*twin));
+	if (flags < 0 || !twin) {
+		free(twin);
+		return fd;
+	}
+	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	*twin = (struct twin){ .fd = fd, .next = twins };
+	twin->own = open(path, (flags & (O_ACCMODE | O_APPEND)) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	if (twin->own < 0)
+		twin->own = fd;	/* a socket has none: those who use it poll first */
+	twins = twin;
+	return twin->own;
+}
+
+static void close_both(int fd)
+{
+	struct twin **place = &twins, *twin;
+
+	while (*place && (*place)->fd != fd)
+		place = &(*place)->next;
+	twin = *place;
+	if (twin) {
+		if (twin->own != fd)
+			close(twin->own);
+		*place = twin->next;
+		free(twin);
+	}
+	close(fd);
+}
+
+static bool is_ready(int fd, short events)
+{
+	struct pollfd poller = { .fd = fd, .events = events };
+
+	return poll(&poller, 1, 0) > 0;
+}
+
+/* Whether `fd` is our terminal, and others are in its foreground. */
+static bool in_background(int fd)
+{
+	const pid_t group = tcgetpgrp(fd);
+
+	return group > 0 && group != getpgrp();
+}
+
+static bool stops_writers(int fd)
+{
+	struct termios settings;
+
+	return in_background(fd) && !tcgetattr(fd, &settings) && settings.c_lflag & TOSTOP;
+}
+
+/* -- what is ordered -------------------------------------------------------------------------- */
+
+/* Whether a file offset matters there: then it must be that of the description all share. */
+static bool has_offset(int fd)
+{
+	struct stat file;
+
+	return !fstat(fd, &file) && S_ISREG(file.st_mode);
+}
+
+static bool try_read(struct task *task)
+{
+	const int fd = task->order.fd;
+	const int own = has_offset(fd) ? fd : twin_of(fd);
+	ssize_t got;
+
+	if (in_background(fd)) {
+		finish(task, GHOST_BACKGROUND);
+		return true;
+	}
+	if (own == fd && !has_offset(fd) && !is_ready(fd, POLLIN)) {
+		got = -1;
+		errno = EAGAIN;
+	} else {
+		got = read(own, task->data, task->order.value);
+	}
+	if (got < 0 && (errno == EAGAIN || errno == EINTR) && !(task->order.flags & GHOST_NONBLOCK))
+		return false;
+	finish(task, got < 0 ? -errno : got);
+	return true;
+}
+
+static bool try_write(struct task *task)
+{
+	const int fd = task->order.fd;
+	const int own = has_offset(fd) ? fd : twin_of(fd);
+
+	if (task->order.flags & GHOST_SETS && stops_writers(fd)) {
+		finish(task, GHOST_BACKGROUND);
+		return true;
+	}
+	do {
+		ssize_t written = -1;
+
+		errno = EAGAIN;
+		if (own != fd || has_offset(fd) || is_ready(fd, POLLOUT))
+			written = write(own, task->data + task->written, task->length - task->written);
+		if (written < 0) {
+			if (errno != EAGAIN && errno != EINTR)
+				break;
+			if (task->order.flags & GHOST_NONBLOCK)
+				break;
+			return false;
+		}
+		task->written += (size_t)written;
+	} while (task->written < task->length);
+	finish(task, task->written || !task->length ? (int64_t)task->written : -errno);
+	return true;
+}
+
+static bool do_ioctl(struct task *task)
+{
+	const struct ghost_order *order = &task->order;
+	int result;
+
+	if (order->flags & GHOST_SETS && in_background(order->fd)) {
+		finish(task, GHOST_BACKGROUND);
+		return true;
+	}
+	if (order->kind == GHOST_IOCTL_VALUE)
+		result = ioctl(order->fd, order->value, (unsigned long)order->size);
+	else
+		result = ioctl(order->fd, order->value, task->data);
+	finish(task, result < 0 ? -errno : result);
+	return true;
+}
+
+static bool try_watch(struct task *task)
+{
+	struct pollfd poller = { .fd = task->order.fd, .events = (short)task->order.value };
+
+	if (poll(&poller, 1, 0) <= 0 && !(task->order.flags & GHOST_NONBLOCK))
+		return false;
+	finish(task, poller.revents);
+	return true;
+}
+
+static bool try_task(struct task *task)
+{
+	switch (task->order.kind) {
+	case GHOST_READ:
+		return try_read(task);
+	case GHOST_WRITE:
+		return try_write(task);
+	case GHOST_IOCTL:
+	case GHOST_IOCTL_VALUE:
+		return do_ioctl(task);
+	default:
+		return try_watch(task);
+	}
+}
+
+static struct task **find_task(uint64_t id)
+{
+	struct task **place = &tasks;
+
+	while (*place && (*place)->order.id != id)
+		place = &(*place)->next;
+	return place;
+}
+
+static void begin(const struct ghost_order *order, const unsigned char *data, size_t length)
+{
+	struct task **place = find_task(order->id), *task = *place;
+	size_t room = length;
+
+	/* The daemon that asked for it first has died. */
+	if (task) {
+		if (task->done)
+			answer(task);
+		return;
+	}
+	if (order->kind == GHOST_READ)
+		room = order->value;
+	else if (order->kind == GHOST_IOCTL)
+		room = MAX_IOCTL;
+	if (room > LOCAL_MAX_FRAME - sizeof(struct ghost_report) || length > room ||
+	    (order->kind == GHOST_IOCTL && order->size > room)) {
+		report(GHOST_RESULT, order->id, -EINVAL, NULL, 0);
+		return;
+	}
+	task = calloc(1, sizeof(*task) + room);
+	if (!task) {
+		report(GHOST_RESULT, order->id, -ENOMEM, NULL, 0);
+		return;
+	}
+	task->order = *order;
+	task->length = length;
+	memcpy(task->data, data, length);
+	*place = task;
+	(void)try_task(task);
+}
+
+static void cancel(uint64_t id)
+{
+	struct task *task = *find_task(id);
+
+	if (task && !task->done)
+		finish(task, task->written ? (int64_t)task->written : -EINTR);
+}
+
+static void forget(uint64_t id)
+{
+	struct task **place = find_task(id), *task = *place;
+
+	if (task) {
+		*place = task->next;
+		free(task);
+	}
+}
+
+static void close_for_body(int fd)
+{
+	for (struct task *task = tasks; task; task = task->next)
+		if (task->order.fd == fd && !task->done)
+			finish(task, -EBADF);
+	close_both(fd);
+}
+
+/* -- the body's state is ours ----------------------------------------------------------------- */
+
+/* With all signals blocked and their actions the default. */
+static void suffer(int number)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, number);
+	(void)kill(getpid(), number);
+	(void)sigprocmask(SIG_UNBLOCK, &set, NULL);
+	(void)sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+static void end_as(int status)
+{
+	const struct rlimit none = { 0 };
+
+	if (!WIFSIGNALED(status))
+		_exit(WEXITSTATUS(status));
+	/* Memory to look at is where the body was. */
+	(void)setrlimit(RLIMIT_CORE, &none);
+	suffer(WTERMSIG(status));
+	_exit(128 + WTERMSIG(status));
+}
+
+static void take_state(const struct ghost_order *order)
+{
+	const int status = (int)order->value;
+
+	if (WIFSTOPPED(status)) {
+		suffer(WSTOPSIG(status));
+	} else if (WIFEXITED(status) || WIFSIGNALED(status)) {
+		/* What the body has left behind on its node goes on using our descriptors: we leave
+		 * somebody for them. */
+		if (!order->size || fork() != 0)
+			end_as(status);
+		(void)prctl(PR_SET_PDEATHSIG, 0);
+	}
+}
+
+/* -- signals ---------------------------------------------------------------------------------- */
+
+static void take_signals(void)
+{
+	struct signalfd_siginfo info;
+
+	while (read(signals, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_code == SI_QUEUE && !info.ssi_uid && info.ssi_int == GHOST_OWN_SIGNAL)
+			continue;
+		if (info.ssi_signo == DEATH_NOTICE && getppid() != parent) {
+			parent = getppid();
+			report(GHOST_ORPHAN, 0, 0, NULL, 0);
+			continue;
+		}
+		report(GHOST_SIGNAL, 0, 0, &info, sizeof(info));
+	}
+}
+
+/* All are blocked, with the default action: what we would ignore comes to us as well. */
+static void take_over_signals(void)
+{
+	uint64_t all = ~(uint64_t)0;
+
+	(void)syscall(__NR_rt_sigprocmask, SIG_SETMASK, &all, &hello.blocked, sizeof(all));
+	for (int number = 1; number < NSIG; number++) {
+		const uint64_t fallback[4] = { 0 };
+		uint64_t before[4] = { 0 };
+
+		(void)syscall(__NR_rt_sigaction, number, fallback, before, sizeof(all));
+		if (before[0] == (uintptr_t)SIG_IGN)
+			hello.ignored |= (uint64_t)1 << (number - 1);
+	}
+}
+
+static void give_back_signals(void)
+{
+	for (int number = 1; number < NSIG; number++) {
+		const uint64_t ignore[4] = { (uintptr_t)SIG_IGN };
+
+		if (hello.ignored >> (number - 1) & 1)
+			(void)syscall(__NR_rt_sigaction, number, ignore, NULL, sizeof(uint64_t));
+	}
+	(void)prctl(PR_SET_PDEATHSIG, (unsigned long)hello.death_signal);
+	(void)syscall(__NR_rt_sigprocmask, SIG_SETMASK, &hello.blocked, NULL, sizeof(uint64_t));
+}
+
+/* -- the daemon ------------------------------------------------------------------------------- */
+
+static int explain(int error)
+{
+	switch (error) {
+	case ENOSYS:
+		dprintf(STDERR_FILENO, "%s: this is no node of a cluster: " LOCAL_FOLDER " is missing\n", name);
+		return 1;
+	case E2BIG:
+		dprintf(STDERR_FILENO, "%s: arguments and environment have over %d bytes\n", name,
+			LOCAL_MAX_REQUEST);
+		return NOT_EXECUTABLE;
+	case ETIMEDOUT:
+		dprintf(STDERR_FILENO, "%s: the node daemon does not answer\n", name);
+		return UNAVAILABLE;
+	default:
+		dprintf(STDERR_FILENO, "%s: the node daemon: %s\n", name, strerror(error));
+		return UNAVAILABLE;
+	}
+}
+
+/* Asks, and asks the next daemon the same. Its first frame says that it has understood. */
+static int connect_daemon(void)
+{
+	const struct local_patience patience = local_patience_begin();
+	int fd = local_open(request, request_size, &frame, &patience);
+
+	if (fd < 0)
+		return -1;
+	/* Above what a shell's redirections use: the body's descriptors have their numbers here. */
+	daemon_fd = fcntl(fd, F_DUPFD_CLOEXEC, 64);
+	if (daemon_fd < 0)
+		daemon_fd = fd;
+	else
+		close(fd);
+	report(GHOST_HELLO, 0, 0, &hello, sizeof(hello));
+	return 0;
+}
+
+static void be_it(char **words)
+{
+	give_back_signals();
+	execvp(words[0], words);
+	dprintf(STDERR_FILENO, "%s: %s: %s\n", name, words[0], strerror(errno));
+	_exit(errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE);
+}
+
+static void obey(char **argv, int argc)
+{
+	struct ghost_order order;
+	const unsigned char *data = frame.data + sizeof(order);
+
+	if (frame.length < sizeof(order))
+		return;
+	memcpy(&order, frame.data, sizeof(order));
+	switch (order.kind) {
+	case GHOST_CANCEL:
+		cancel(order.id);
+		break;
+	case GHOST_DONE:
+		forget(order.id);
+		break;
+	case GHOST_CLOSE:
+		close_for_body(order.fd);
+		break;
+	case GHOST_STATE:
+		take_state(&order);
+		break;
+	case GHOST_SEEK:
+		(void)lseek(order.fd, (off_t)order.id, SEEK_SET);
+		break;
+	case GHOST_STARTED:
+		break;
+	case GHOST_HERE:
+		if (order.value < (uint32_t)argc)
+			be_it(argv + order.value);
+		break;
+	default:
+		begin(&order, data, frame.length - sizeof(order));
+	}
+}
+
+/* Takes one frame; false if the daemon is gone. */
+static bool take_frame(char **argv, int argc)
+{
+	switch (frame.kind) {
+	case LOCAL_STDOUT:
+	case LOCAL_STDERR:
+		(void)!write(frame.kind == LOCAL_STDERR ? STDERR_FILENO : STDOUT_FILENO, frame.data,
+			     frame.length);
+		return true;
+	case LOCAL_END:
+		_exit(frame.length ? frame.data[0] : UNAVAILABLE);
+	case LOCAL_ORDER:
+		obey(argv, argc);
+		return true;
+	case LOCAL_ACCEPTED:
+	case LOCAL_CREDIT:
+	default:
+		return true;
+	}
+}
+
+static short events_of(const struct task *task)
+{
+	switch (task->order.kind) {
+	case GHOST_READ:
+		return POLLIN;
+	case GHOST_WRITE:
+		return POLLOUT;
+	default:
+		return (short)task->order.value;
+	}
+}
+
+/* Waits for whatever is to do next, and does it. False if the daemon is gone. */
+static bool step(char **argv, int argc)
+{
+	struct pollfd pollers[2 + MAX_POLLED] = {
+		{ .fd = daemon_fd, .events = POLLIN },
+		{ .fd = signals, .events = POLLIN },
+	};
+	struct task *waiting[MAX_POLLED];
+	nfds_t count = 0;
+
+	for (struct task *task = tasks; task && count < MAX_POLLED; task = task->next) {
+		if (task->done)
+			continue;
+		waiting[count] = task;
+		pollers[2 + count++] = (struct pollfd){ .fd = task->order.fd, .events = events_of(task) };
+	}
+	if (poll(pollers, 2 + count, -1) < 0)
+		return true;
+	if (pollers[1].revents)
+		take_signals();
+	for (nfds_t i = 0; i < count; i++)
+		if (pollers[2 + i].revents)
+			(void)try_task(waiting[i]);
+	if (!pollers[0].revents)
+		return true;
+	if (local_receive(daemon_fd, &frame))
+		return false;
+	return take_frame(argv, argc);
+}
+
+static void watch_parent(void)
+{
+	int before = 0;
+
+	(void)prctl(PR_GET_PDEATHSIG, &before);
+	hello.death_signal = (uint32_t)before;
+	parent = getppid();
+	(void)prctl(PR_SET_PDEATHSIG, (unsigned long)DEATH_NOTICE);
+}
+
+int main(int argc, char **argv)
+{
+	mode_t mask = umask(0);
+	char *cwd = getcwd(NULL, 0);
+	const char *slash = strrchr(argv[0], '/');
+	sigset_t all;
+	int low;
+
+	(void)umask(mask);
+	name = slash ? slash + 1 : argv[0];
+	take_over_signals();
+	watch_parent();
+	sigfillset(&all);
+	low = signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC);
+	signals = fcntl(low, F_DUPFD_CLOEXEC, 64);
+	close(low);
+	request = local_request(argv, environ, cwd ? cwd : "", mask, &request_size);
+	if (!request || connect_daemon())
+		return explain(errno);
+	for (;;) {
+		if (step(argv, argc))
+			continue;
+		close(daemon_fd);
+		/* The body lives, so there is a daemon to come. */
+		while (connect_daemon())
+			if (errno != ETIMEDOUT)
+				return explain(errno);
+	}
+}

@@ -1,0 +1,531 @@
+"""Bodies: processes that run here for ghosts of other nodes.
+
+A body is born below a stand-in of its parent, with the PID of its ghost. It outlives this daemon:
+the next one knows it by the file that is written before it is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Iterable, Sequence
+from pathlib import Path
+
+from ssi.common import frames, wire
+from ssi.common.errors import ProtocolError, SsiError
+from ssi.common.wire import Message
+from ssi.node.cluster import Cluster
+from ssi.node.ics.answering import Call
+from ssi.node.ics.ics import Ics
+from ssi.node.launcher import LEADS, Launcher, Program
+from ssi.node.process.asking import Asking
+from ssi.node.process.caller import MAX_PID, MAX_UID
+from ssi.node.process.descriptors import Descriptor, open_on_root
+from ssi.node.process.device import Device
+from ssi.node.process.ghosts import start_of
+from ssi.node.process.jobcontrol import list_group
+from ssi.node.process.orders import FROM_KERNEL
+from ssi.node.process.remotefiles import RemoteFiles
+from ssi.node.process.signals import deliver
+from ssi.node.process.standins import StandIn, StandIns
+from ssi.node.runner import receive_request
+from ssi.node.state.state import State
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/run/ssi/bodies")
+PREFIX = "body."
+REMEMBERED = 1000
+
+FD_BITS = 20
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Body:
+    """One of them."""
+
+    id: str
+    home: int
+    """The ghost's node."""
+    serial: int
+    """Which of this node's bodies: with a descriptor's number it makes the handle."""
+    pid: int = 0
+    """0 until it is started."""
+    begun: int = 0
+    parent: int = 0
+    tty: int = 0
+    """The device number of its terminal, on the ghost's node."""
+    pinned: bool = False
+    foreground: int = 0
+    """The group here that has the terminal; 0 if the body has not given it away."""
+    status: int | None = None
+    """How it ended, as waitpid has it."""
+    handles: dict[int, int] = dataclasses.field(default_factory=dict)
+    """How often each of the ghost's descriptors is open here."""
+    twins: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    """Duplicates of a descriptor: all are closed with it."""
+    files: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Descriptors of this daemon for files whose offset the ghost shares."""
+    states: asyncio.Queue[int] = dataclasses.field(default_factory=asyncio.Queue)
+
+    def dump(self) -> Message:
+        """Return what the next daemon must know."""
+        return {
+            "id": self.id, "home": self.home, "serial": self.serial, "pid": self.pid,
+            "begun": self.begun, "parent": self.parent, "tty": self.tty, "pinned": self.pinned,
+            "foreground": self.foreground, "status": -1 if self.status is None else self.status,
+            "handles": [[fd, count] for fd, count in self.handles.items()],
+            "twins": [[fd, *others] for fd, others in self.twins.items()],
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, saved: Message) -> Body:
+        """Read it; raises ValueError, KeyError, TypeError."""
+        status = saved.pop("status")
+        handles = dict(saved.pop("handles"))
+        twins = {fd: others for fd, *others in saved.pop("twins")}
+        return cls(**saved, status=None if status == -1 else status, handles=handles, twins=twins)
+
+
+class Bodies:
+    """All bodies of this node."""
+
+    def __init__(
+        self, cluster: Cluster, ics: Ics, asking: Asking, launcher: Launcher, stand_ins: StandIns,
+        device: Device, folder: Path = FOLDER,
+    ) -> None:  # fmt: skip
+        self._asking = asking
+        self._launcher = launcher
+        self._stand_ins = stand_ins
+        self._device = device
+        self._files = RemoteFiles(asking, self, stand_ins)
+        self._folder = folder
+        self._by_id: dict[str, Body] = {}
+        self._by_serial: dict[int, Body] = {}
+        self._starting: dict[str, asyncio.Task[Message]] = {}
+        self._heard: dict[str, None] = {}
+        """Signals that have been delivered: none is twice."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready = asyncio.Event()
+        cluster.on_change.append(self._look_for_losses)
+        ics.serve("body-start", self._answer_start)
+        ics.serve("body-signal", self._answer_signal)
+        ics.serve("body-orphan", self._answer_orphan)
+        ics.serve("body-kill", self._answer_kill)
+
+    def find(self, pid: int) -> Body | None:
+        """Return the body with that PID, if it runs."""
+        return next((b for b in self._by_id.values() if b.pid == pid and b.status is None), None)
+
+    @property
+    def all(self) -> Sequence[Body]:
+        """Those that run."""
+        return [body for body in self._by_id.values() if body.pid and body.status is None]
+
+    # -- a daemon's beginning --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Find those that the daemon before this one had, and be ready for more."""
+        await self._launcher.wait_connected()
+        await self._take_over()
+        await self._device.start(self._launcher, self._files)
+        self._ready.set()
+
+    async def _take_over(self) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        await self._stand_ins.take_over()
+        for path in self._folder.iterdir():
+            try:
+                body = Body.load(json.loads(path.read_text()))
+            except (ValueError, KeyError, TypeError):
+                path.unlink()
+                continue
+            self._add(body)
+            if body.parent and (above := self._stand_ins.find(body.parent)):
+                above.users.add(body)
+        self._stand_ins.end_unused()
+        self._hear_launcher(self._launcher)
+        for body in list(self._by_id.values()):
+            self._resume(body)
+
+    def _resume(self, body: Body) -> None:
+        client = self._client_of(body)
+        job = client.job_of(PREFIX + body.id)
+        if job is None and body.status is None:
+            # Never started, or nobody's child any more: then it is watched, if it is there.
+            if body.pid and _is_process(body):
+                self._spawn(self._watch(body))
+            elif body.pid:
+                body.status = 0
+                body.states.put_nowait(0)
+            else:
+                self._forget(body)
+                return
+        elif job is not None:
+            body.pid = job[0]
+            if job[1] is not None:
+                self._take_status(body, job[1])
+        elif body.status is not None:
+            body.states.put_nowait(body.status)
+        self._spawn(self._report_states(body))
+
+    def _client_of(self, body: Body) -> Launcher:
+        above = self._stand_ins.find(body.parent) if body.parent else None
+        return above.client if above else self._launcher
+
+    def _hear_launcher(self, client: Launcher) -> None:
+        def hear(key: str, status: int) -> None:
+            if body := self._by_id.get(key.removeprefix(PREFIX)):
+                self._take_status(body, status)
+
+        client.on_change = hear
+
+    def _add(self, body: Body) -> None:
+        self._by_id[body.id] = self._by_serial[body.serial] = body
+
+    def _save(self, body: Body) -> None:
+        path = self._folder / body.id
+        fresh = path.with_suffix(".partial")
+        fresh.write_bytes(wire.encode(body.dump()))
+        fresh.rename(path)
+
+    def _forget(self, body: Body) -> None:
+        if self._by_id.pop(body.id, None):
+            del self._by_serial[body.serial]
+            (self._folder / body.id).unlink(missing_ok=True)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- starting --------------------------------------------------------------------------------
+
+    async def _answer_start(self, call: Call) -> Message:
+        request = await receive_request(call)
+        await self._ready.wait()
+        key = wire.get_text(call.body, "id")
+        if len(key) > 32 or not key.isalnum():
+            raise ProtocolError(f"a body called {key!r:.60}")
+        if key in self._by_id and key not in self._starting:
+            return {"error": 0, "what": ""}
+        if key not in self._starting:
+            # Not by the caller's task: his daemon may be killed, and the next one asks again.
+            self._starting[key] = task = asyncio.create_task(
+                self._start(call.node, key, call.body, request)
+            )
+            task.add_done_callback(lambda _: self._starting.pop(key))
+        return await asyncio.shield(self._starting[key])
+
+    async def _start(self, home: int, key: str, wishes: Message, request: frames.Call) -> Message:
+        serial = 1 + max(self._by_serial, default=0)
+        body = Body(key, home, serial, tty=wire.get_int(wishes, "tty", 0, 2**32),
+                    pinned=wire.get_flag(wishes, "pinned"))  # fmt: skip
+        descriptors = [Descriptor.load(one) for one in wire.get_objects(wishes, "descriptors")]
+        program, parent, session = _load_program(wishes, request)
+        self._add(body)
+        above = await self._place(body, program, parent, session)
+        if above is None:
+            program = dataclasses.replace(program, session=True, group=LEADS)
+        self._save(body)
+        fds: dict[int, int] = {}
+        try:
+            await self._open_all(body, descriptors, fds)
+            await self._run(body, program, above, fds)
+            with contextlib.suppress(OSError):
+                body.begun = start_of(body.pid)
+        except OSError as error:
+            await self._drop(body)
+            return {"error": error.errno or errno.EIO, "what": str(error.filename or "")}
+        except BaseException:
+            await self._drop(body)
+            raise
+        finally:
+            # By a thread: the last close of a device's descriptor waits for our own answer.
+            await asyncio.to_thread(_close_all, set(fds.values()))
+        self._save(body)
+        self._spawn(self._report_states(body))
+        return {"error": 0, "what": ""}
+
+    async def _place(
+        self, body: Body, program: Program, parent: int, session: int
+    ) -> StandIn | None:
+        above = await self._stand_ins.use(body, parent, session, program.group)
+        if above:
+            body.parent = above.pid
+            self._hear_launcher(above.client)
+            if above.above:
+                self._hear_launcher(above.above.client)
+        return above
+
+    async def _run(
+        self, body: Body, program: Program, above: StandIn | None, fds: dict[int, int]
+    ) -> None:
+        client = above.client if above else self._launcher
+        key = PREFIX + body.id
+        numbers = sorted(fds)
+        opened = [fds[number] for number in numbers]
+        try:
+            body.pid = await client.start(key, program, opened, numbers)
+        except FileExistsError as error:
+            if error.filename:
+                raise
+            if self._stand_ins.is_idle(program.pid):
+                # It had children here, and is to be here itself.
+                await self._stand_ins.end(program.pid)
+                body.pid = await client.start(key, program, opened, numbers)
+                return
+            # Something else here has its number: it gets another.
+            other = dataclasses.replace(program, pid=0)
+            body.pid = await client.start(key, other, opened, numbers)
+
+    async def _open_all(
+        self, body: Body, descriptors: Sequence[Descriptor], fds: dict[int, int]
+    ) -> None:
+        """Put a descriptor of this daemon into `fds` for each number that the body is to have."""
+        for one in descriptors:
+            if one.same_as in fds:
+                fds[one.fd] = fds[one.same_as]
+                body.twins.setdefault(one.same_as, []).append(one.fd)
+                continue
+            if one.path:
+                fds[one.fd] = fd = await asyncio.to_thread(open_on_root, one)
+                if one.inode and one.flags & os.O_ACCMODE == os.O_RDONLY:
+                    body.files[one.fd] = os.dup(fd)
+            else:
+                flags = one.flags & (os.O_ACCMODE | os.O_NONBLOCK)
+                body.handles[one.fd] = 0
+                fds[one.fd] = await self._device.open(body.serial << FD_BITS | one.fd, flags)
+                body.handles[one.fd] += 1
+
+    async def _drop(self, body: Body) -> None:
+        """It has not been started."""
+        for fd in body.files.values():
+            os.close(fd)
+        self._forget(body)
+        self._stand_ins.leave(body)
+
+    # -- its state -------------------------------------------------------------------------------
+
+    def _take_status(self, body: Body, status: int) -> None:
+        if not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
+            if body.status is not None:
+                return
+            body.status = status
+            if body.pid:
+                self._save(body)
+        body.states.put_nowait(status)
+
+    async def _watch(self, body: Body) -> None:
+        """Wait for the end of one that is nobody's child here, so that nobody hears how it ends."""
+        try:
+            fd = os.pidfd_open(body.pid)
+        except ProcessLookupError:
+            self._take_status(body, 0)
+            return
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+        self._take_status(body, 0)
+
+    async def _report_states(self, body: Body) -> None:
+        """Tell the ghost how the body fares, until it has ended."""
+        while True:
+            status = await body.states.get()
+            final = not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status)
+            words: Message = {"id": body.id, "status": status, "others": False, "offsets": []}
+            if final:
+                words["others"] = any(body.handles.values())
+                words["offsets"] = [
+                    {"fd": fd, "offset": os.lseek(mine, 0, os.SEEK_CUR)}
+                    for fd, mine in body.files.items()
+                ]
+            with contextlib.suppress(SsiError):
+                await self._asking.ask(body.home, "ghost-state", words)
+            if final:
+                break
+        for mine in body.files.values():
+            os.close(mine)
+        body.files.clear()
+        self._client_of(body).forget(PREFIX + body.id)
+        self._stand_ins.leave(body)
+        if not any(body.handles.values()):
+            self._forget(body)
+        elif not words["others"]:
+            self._fail(body)
+
+    def _fail(self, body: Body) -> None:
+        """What others here still use of its descriptors leads nowhere: no ghost is left."""
+        body.home = 0
+
+    # -- what its ghost says ---------------------------------------------------------------------
+
+    def _body_of(self, call: Call) -> Body | None:
+        body = self._by_id.get(wire.get_text(call.body, "id"))
+        return body if body and body.home == call.node else None
+
+    async def _answer_signal(self, call: Call) -> Message:
+        body = self._body_of(call)
+        once = wire.get_text(call.body, "once")
+        if body is None or body.status is not None or once in self._heard:
+            return {}
+        self._heard[once] = None
+        while len(self._heard) > REMEMBERED:
+            self._heard.pop(next(iter(self._heard)))
+        number = wire.get_int(call.body, "number", 1, 64)
+        code = wire.get_int(call.body, "code", -(2**31), 2**31)
+        sender = wire.get_int(call.body, "pid", 0, MAX_PID)
+        uid = wire.get_int(call.body, "uid", 0, MAX_UID)
+        value = wire.get_int(call.body, "value", -(2**31), 2**31)
+        for pid in self._list_targets(body, from_terminal=code == FROM_KERNEL):
+            with contextlib.suppress(OSError):
+                deliver(pid, number, sender, uid, value)
+        return {}
+
+    def _list_targets(self, body: Body, *, from_terminal: bool) -> list[int]:
+        """Return who gets a signal of the ghost's.
+
+        One from the terminal is for a whole group, of which the ghost's node knows the ghosts: the
+        others here get it by one of these.
+        """
+        if not from_terminal:
+            return [body.pid]
+        bodies = {one.pid: one for one in self.all}
+        if body.foreground:
+            return [pid for pid in list_group(body.foreground) if pid not in self._stand_ins]
+        with contextlib.suppress(ProcessLookupError):
+            members = list_group(os.getpgid(body.pid))
+            if body.pid == min((pid for pid in members if pid in bodies), default=0):
+                others = [p for p in members if p not in bodies and p not in self._stand_ins]
+                return [body.pid, *others]
+        return [body.pid]
+
+    async def _answer_orphan(self, call: Call) -> Message:
+        if (body := self._body_of(call)) and body.status is None and body.parent:
+            await self._orphan(body)
+        return {}
+
+    async def _orphan(self, body: Body) -> None:
+        """Its parent has ended: so ends the stand-in, with all that this means to the kernel."""
+        parent, body.parent = body.parent, 0
+        for other in self.all:
+            if other.parent == parent:
+                other.parent = 0
+                self._spawn(self._watch(other))
+        self._spawn(self._watch(body))
+        await self._stand_ins.end(parent)
+
+    async def _answer_kill(self, call: Call) -> Message:
+        if body := self._body_of(call):
+            self._kill(body)
+        return {}
+
+    def _kill(self, body: Body) -> None:
+        if body.status is None and body.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(body.pid, signal.SIGKILL)
+        else:
+            self._fail(body)
+
+    def _look_for_losses(self, _: State, now: State) -> None:
+        for body in list(self._by_id.values()):
+            if body.home and body.home not in now.view.alive:
+                self._spawn(self._lose_home(body))
+
+    async def _lose_home(self, body: Body) -> None:
+        """The ghost's node is dead: the terminal has hung up, and the parent is gone."""
+        self._fail(body)
+        if body.status is not None:
+            return
+        if body.parent:
+            await self._orphan(body)
+        if body.tty:
+            for pid in self._list_targets(body, from_terminal=True):
+                for number in (signal.SIGHUP, signal.SIGCONT):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+
+    # -- descriptors -----------------------------------------------------------------------------
+
+    def of(self, handle: int) -> tuple[Body, int]:
+        """Return the body, and the ghost's descriptor, of a handle of the remote device.
+
+        Raises OSError when no ghost is left.
+        """
+        body = self._by_serial.get(handle >> FD_BITS)
+        if body is None or not body.home:
+            raise OSError(errno.EIO, "no ghost is left")
+        return body, handle & ((1 << FD_BITS) - 1)
+
+    def lend_terminal(self, body: Body, group: int) -> None:
+        """Note that a group of this node has the body's terminal."""
+        body.foreground = group
+        self._save(body)
+
+    def release(self, handle: int) -> None:
+        """Take it that one descriptor of this handle is closed."""
+        body = self._by_serial.get(handle >> FD_BITS)
+        fd = handle & ((1 << FD_BITS) - 1)
+        if body is None or fd not in body.handles:
+            return
+        body.handles[fd] -= 1
+        if not body.handles[fd]:
+            self._spawn(self._close(body, [fd, *body.twins.get(fd, [])]))
+
+    async def _close(self, body: Body, fds: Sequence[int]) -> None:
+        if body.pid == 0:
+            return  # it was not started
+        self._save(body)
+        if body.home:
+            with contextlib.suppress(SsiError):
+                for fd in fds:
+                    await self._asking.ask(body.home, "ghost-close", {"id": body.id, "fd": fd})
+        if body.status is not None and not any(body.handles.values()) and body.states.empty():
+            if body.home and body.id in self._by_id:
+                with contextlib.suppress(SsiError):
+                    await self._asking.ask(body.home, "ghost-end", {"id": body.id})
+            self._forget(body)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _is_process(body: Body) -> bool:
+    try:
+        return start_of(body.pid) == body.begun
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _load_program(wishes: Message, request: frames.Call) -> tuple[Program, int, int]:
+    """Return what is to be started, the parent's PID and the session's."""
+    parent, session = (wire.get_int(wishes, key, 0, MAX_PID) for key in ("parent", "session"))
+    pid, group = (wire.get_int(wishes, key, 1, MAX_PID) for key in ("pid", "group"))
+    uids, gids = (wire.get_ints(wishes, key, 0, MAX_UID) for key in ("uids", "gids"))
+    limits = wire.get_ints(wishes, "limits", -1, 2**64 - 1)
+    if len(uids) < 2 or len(gids) < 2 or len(limits) % 2:
+        raise ProtocolError("a process has two users, two groups, and limits in pairs")
+    blocked, ignored = (wire.get_int(wishes, key, 0, 2**64 - 1) for key in ("blocked", "ignored"))
+    program = Program(
+        request.argv, request.environment, request.cwd, uids[0], gids[0],
+        wire.get_ints(wishes, "groups", 0, MAX_UID), request.umask,
+        nice=wire.get_int(wishes, "nice", -20, 19), pid=pid, effective=(uids[1], gids[1]),
+        session=session == pid, group=LEADS if group == pid else group, blocked=blocked,
+        ignored=ignored, limits=list(zip(limits[::2], limits[1::2], strict=True)),
+        no_new_privileges=wire.get_flag(wishes, "no_new_privileges"),
+        death_signal=wire.get_int(wishes, "death_signal", 0, 64),
+    )  # fmt: skip
+    return program, parent, parent if session == pid else session

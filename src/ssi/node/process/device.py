@@ -1,0 +1,327 @@
+"""/dev/ssi: the remote device. A descriptor of it stands for one of a ghost on another node.
+
+The raw protocol of CUSE, a character device in user space: linux/fuse.h. What is done to a
+descriptor becomes a request here; each is served by a task of its own, so that one that waits keeps
+none. The launcher keeps the device's channel: requests that come while this daemon is restarted
+wait for the next one, and the kernel repeats those that this one had taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import errno
+import logging
+import os
+import struct
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from ssi.node.launcher import Launcher
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "/dev/cuse"
+NAME = "ssi"
+PATH = f"/dev/{NAME}"
+KEY = "cuse"
+
+MAX_IO = 32 * 1024
+BUFFER = MAX_IO + 4096
+
+ERESTARTSYS = 512
+"""What a driver says whose read was interrupted. The kernel makes EINTR of it, or begins anew."""
+
+
+class _Do(enum.IntEnum):
+    """What is done to a descriptor."""
+
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    RELEASE = 18
+    INTERRUPT = 36
+    IOCTL = 39
+    POLL = 40
+    INIT = 4096
+
+
+NOTIFY_POLL, NOTIFY_RESEND = 1, 7
+RESENT = 1 << 63
+
+UNRESTRICTED_IOCTL = 1
+DIRECT_IO = 1
+RETRY = 4
+WATCHED = 1
+
+VERSION = (7, 31)
+
+_HEAD = struct.Struct("=IIQQIIIHH")
+_REPLY = struct.Struct("=IiQ")
+_HANDLE = struct.Struct("=Q")
+_OPENED = struct.Struct("=QII")
+_IO = struct.Struct("=QQIIQII")
+_IOCTL = struct.Struct("=QIIQII")
+_CONTROLLED = struct.Struct("=iIII")
+_PLACE = struct.Struct("=QQ")
+_POLL = struct.Struct("=QQII")
+_PAIR = struct.Struct("=II")
+_INIT = struct.Struct("=IIIIIIII40x")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """Of a request: a number, negative for an error, and data."""
+
+    value: int
+    data: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request for a descriptor."""
+
+    number: int
+    """The same when it is repeated."""
+    handle: int
+    thread: int
+    """Who does it."""
+    nonblock: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Control:
+    """What an ioctl's argument is: how much it points to, there and back, or the value itself."""
+
+    given: int = 0
+    returned: int = 0
+    by_value: bool = False
+    sets: bool = False
+    """Whether a process of the background is stopped for it."""
+
+
+_SETTINGS, _SETTINGS_2, _OLD_SETTINGS = 36, 44, 18  # termios, termios2, termio
+
+CONTROLS = {
+    0x5401: Control(returned=_SETTINGS),  # TCGETS
+    **{number: Control(_SETTINGS, sets=True) for number in (0x5402, 0x5403, 0x5404)},  # TCSETS…
+    0x5405: Control(returned=_OLD_SETTINGS),  # TCGETA
+    **{number: Control(_OLD_SETTINGS, sets=True) for number in (0x5406, 0x5407, 0x5408)},
+    0x802C542A: Control(returned=_SETTINGS_2),  # TCGETS2
+    **{number: Control(_SETTINGS_2, sets=True) for number in (0x402C542B, 0x402C542C, 0x402C542D)},
+    # TCSBRK, TCXONC, TCFLSH, TCSBRKP
+    **{number: Control(by_value=True, sets=True) for number in (0x5409, 0x540A, 0x540B, 0x5425)},
+    0x540F: Control(returned=4),  # TIOCGPGRP
+    0x5410: Control(4, sets=True),  # TIOCSPGRP
+    0x5411: Control(returned=4),  # TIOCOUTQ
+    0x5413: Control(returned=8),  # TIOCGWINSZ
+    0x5414: Control(8),  # TIOCSWINSZ
+    0x541B: Control(returned=4),  # FIONREAD
+    0x5424: Control(returned=4),  # TIOCGETD
+    0x5429: Control(returned=4),  # TIOCGSID
+}
+
+
+class Owner(Protocol):
+    """Who knows what a handle is of."""
+
+    async def reopen(self, thread: int) -> int | None:
+        """Return the handle for a thread that opens the device by name; None if it may not."""
+
+    async def read(self, wanted: Wanted, size: int) -> Result:
+        """Read."""
+
+    async def write(self, wanted: Wanted, data: bytes) -> Result:
+        """Write."""
+
+    async def control(
+        self, wanted: Wanted, command: int, control: Control, argument: int, data: bytes
+    ) -> Result:
+        """Do an ioctl."""
+
+    async def poll(self, wanted: Wanted, events: int, notify: Callable[[], None] | None) -> Result:
+        """Return which events there are; `notify` is to be called when there are some."""
+
+    async def cancel(self, wanted: Wanted) -> None:
+        """Have a request that is under way end soon."""
+
+    def release(self, handle: int) -> None:
+        """Take it that one descriptor of this handle is closed."""
+
+
+class Device:
+    """The device of this node."""
+
+    def __init__(self) -> None:
+        self._owner: Owner | None = None
+        self._fd = -1
+        self._opening: dict[int, int] = {}
+        """The handle that each thread of ours is opening the device for."""
+        self._under_way: dict[int, Wanted] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, launcher: Launcher, owner: Owner) -> None:
+        """Make it, or take it over from the daemon before this one."""
+        self._owner = owner
+        fd = launcher.kept.pop(KEY, None)
+        if fd is None:
+            fd = os.open(CHANNEL, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            launcher.keep(KEY, fd)
+            self._fd = fd
+        else:
+            self._fd = fd
+            # What that one had taken and not answered; nothing, if it was not even made.
+            with contextlib.suppress(OSError):
+                os.write(fd, _REPLY.pack(_REPLY.size, NOTIFY_RESEND, 0))
+        asyncio.get_running_loop().add_reader(fd, self._read)
+
+    async def open(self, handle: int, flags: int) -> int:
+        """Return a descriptor of the device for `handle`."""
+
+        def open_it() -> int:
+            # By the thread the request is known as ours.
+            self._opening[threading.get_native_id()] = handle
+            try:
+                return os.open(PATH, flags | os.O_CLOEXEC | os.O_NOCTTY)
+            finally:
+                del self._opening[threading.get_native_id()]
+
+        return await asyncio.get_running_loop().run_in_executor(None, open_it)
+
+    def _read(self) -> None:
+        try:
+            packet = os.read(self._fd, BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            # ENOENT: its caller has been killed before we came.
+            if error.errno != errno.ENOENT:
+                logger.exception("%s", CHANNEL)
+                asyncio.get_running_loop().remove_reader(self._fd)
+            return
+        _, operation, unique, _, _, _, thread, _, _ = _HEAD.unpack_from(packet)
+        body = packet[_HEAD.size :]
+        if operation == _Do.INTERRUPT:
+            self._interrupt(*_HANDLE.unpack_from(body))
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._attend(operation, unique, thread, body), name=f"{PATH} {operation}"
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _interrupt(self, unique: int) -> None:
+        assert self._owner
+        if wanted := self._under_way.get(unique):
+            task = asyncio.get_running_loop().create_task(self._owner.cancel(wanted))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _answer(self, unique: int, data: bytes = b"", error: int = 0) -> None:
+        try:
+            os.write(self._fd, _REPLY.pack(_REPLY.size + len(data), -error, unique) + data)
+        except OSError as failure:
+            if failure.errno != errno.ENOENT:
+                logger.warning("%s: answering: %s", PATH, failure)
+
+    async def _attend(self, operation: int, unique: int, thread: int, body: bytes) -> None:
+        try:
+            value, data = await self._serve(operation, unique, thread, body)
+        except OSError as error:
+            value, data = -(error.errno or errno.EIO), b""
+        except Exception:
+            logger.exception("%s: operation %d", PATH, operation)
+            value, data = -errno.EIO, b""
+        finally:
+            self._under_way.pop(unique, None)
+        # Who reads or writes for a signal's sake begins again, or hears EINTR from his kernel.
+        if value == -errno.EINTR:
+            value = -ERESTARTSYS
+        self._answer(unique, b"" if value < 0 else data, max(0, -value))
+
+    async def _serve(
+        self, operation: int, unique: int, thread: int, body: bytes
+    ) -> tuple[int, bytes]:
+        match operation:
+            case _Do.INIT:
+                words = _INIT.pack(*VERSION, 0, UNRESTRICTED_IOCTL, MAX_IO, MAX_IO, 0, 0)
+                answer = 0, words + f"DEVNAME={NAME}\0".encode()
+            case _Do.OPEN:
+                answer = await self._open(thread)
+            case _Do.READ | _Do.WRITE:
+                answer = await self._transfer(operation, unique, thread, body)
+            case _Do.RELEASE:
+                answer = self._release(*_HANDLE.unpack_from(body))
+            case _Do.IOCTL:
+                answer = await self._control(unique, thread, body)
+            case _Do.POLL:
+                answer = await self._poll(unique, thread, body)
+            case _:
+                answer = -errno.ENOSYS, b""
+        return answer
+
+    def _release(self, handle: int) -> tuple[int, bytes]:
+        assert self._owner
+        self._owner.release(handle)
+        return 0, b""
+
+    async def _transfer(
+        self, operation: int, unique: int, thread: int, body: bytes
+    ) -> tuple[int, bytes]:
+        assert self._owner
+        handle, _, size, _, _, flags, _ = _IO.unpack_from(body)
+        wanted = Wanted(unique & ~RESENT, handle, thread, bool(flags & os.O_NONBLOCK))
+        self._under_way[unique] = wanted
+        if operation == _Do.READ:
+            result = await self._owner.read(wanted, size)
+            return result.value, result.data
+        result = await self._owner.write(wanted, body[_IO.size : _IO.size + size])
+        return result.value, _PAIR.pack(max(0, result.value), 0)
+
+    async def _poll(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
+        assert self._owner
+        handle, kernel_handle, flags, events = _POLL.unpack_from(body)
+        wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=True)
+        self._under_way[unique] = wanted
+        notify = (lambda: self._notify(kernel_handle)) if flags & WATCHED else None
+        result = await self._owner.poll(wanted, events, notify)
+        return result.value, _PAIR.pack(max(0, result.value), 0)
+
+    async def _open(self, thread: int) -> tuple[int, bytes]:
+        assert self._owner
+        handle = self._opening.get(thread)
+        if handle is None:
+            handle = await self._owner.reopen(thread)
+        if handle is None:
+            return -errno.ENXIO, b""
+        return 0, _OPENED.pack(handle, DIRECT_IO, 0)
+
+    async def _control(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
+        assert self._owner
+        handle, _, command, argument, given, returned = _IOCTL.unpack_from(body)
+        control = CONTROLS.get(command)
+        if control is None:
+            return -errno.ENOTTY, b""
+        if (control.given, control.returned) != (given, returned):
+            # The kernel is to fetch what the argument points to, and ask again.
+            places = b"".join(
+                _PLACE.pack(argument, size) for size in (control.given, control.returned) if size
+            )
+            count = (int(bool(control.given)), int(bool(control.returned)))
+            return 0, _CONTROLLED.pack(0, RETRY, *count) + places
+        wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=False)
+        self._under_way[unique] = wanted
+        data = body[_IOCTL.size : _IOCTL.size + given]
+        result = await self._owner.control(wanted, command, control, argument, data)
+        return result.value, _CONTROLLED.pack(result.value, 0, 0, 0) + result.data[:returned]
+
+    def _notify(self, kernel_handle: int) -> None:
+        """Tell the kernel that there are events: it asks which."""
+        with contextlib.suppress(OSError):
+            os.write(
+                self._fd,
+                _REPLY.pack(_REPLY.size + 8, NOTIFY_POLL, 0) + _HANDLE.pack(kernel_handle),
+            )

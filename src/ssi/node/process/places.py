@@ -1,0 +1,49 @@
+"""Where a process is: its PID says from where it comes, and here is known who is elsewhere."""
+
+from __future__ import annotations
+
+from ssi.node.pids import origin_of
+from ssi.node.process.bodies import Bodies
+from ssi.node.process.ghosts import Ghosts
+from ssi.node.process.jobcontrol import group_of
+from ssi.node.process.standins import StandIns
+
+
+class Places:
+    """What this node knows."""
+
+    def __init__(self, node: int, ghosts: Ghosts, bodies: Bodies, stand_ins: StandIns) -> None:
+        self.node = node
+        self._ghosts = ghosts
+        self._bodies = bodies
+        self._stand_ins = stand_ins
+
+    def find(self, pid: int) -> int:
+        """Return the node to ask about process `pid`: this one if it can only be here."""
+        if ghost := self._ghosts.find(pid):
+            return ghost.node
+        if self._bodies.find(pid):
+            return self.node
+        return origin_of(pid) or self.node
+
+    def is_placeholder(self, pid: int) -> bool:
+        """Tell whether a process of this node only stands for one elsewhere."""
+        return pid in self._stand_ins or self._ghosts.find(pid) is not None
+
+    def is_ghost(self, pid: int) -> bool:
+        """Tell whether it is a ghost here."""
+        return self._ghosts.find(pid) is not None
+
+    def is_spread(self, group: int) -> bool:
+        """Tell whether a group has, or may have, members on other nodes."""
+        known = {*self._ghosts.pids, *self._stand_ins.pids, *(b.pid for b in self._bodies.all)}
+        return group in known or any(group_of(pid) == group for pid in known)
+
+    def nodes_of_group(self, group: int, members: list[int]) -> set[int]:
+        """Return the other nodes on which there may be members of a group.
+
+        `members` are those of this node, placeholders with them: where one is a ghost, others may
+        be where its body is, and so they may where the body of the leader is.
+        """
+        ghosts = (self._ghosts.find(pid) for pid in (group, *members))
+        return {ghost.node for ghost in ghosts if ghost}

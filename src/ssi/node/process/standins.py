@@ -1,0 +1,195 @@
+"""Stand-ins: processes here that have the PIDs of parents and leaders that are on other nodes.
+
+Below them bodies are born, so that getppid(), getsid() and getpgid() are the kernel's own answers.
+Each is a fork of the launcher, or of another stand-in when it belongs to that one's session. It is
+there as long as somebody needs it, and a little longer: a shell's next command needs it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from ssi.common.errors import SsiError
+from ssi.node.launcher import LEADS, STAYS, Launcher, Program
+from ssi.node.pids import origin_of
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/run/ssi/standins")
+PREFIX = "standin."
+LINGER_S = 30.0
+
+
+class StandIn:
+    """One of them."""
+
+    def __init__(self, pid: int, client: Launcher, above: StandIn | None) -> None:
+        self.pid = pid
+        self.client = client
+        self.users: set[object] = set()
+        """Bodies born below it, and stand-ins forked from it."""
+        self.above = above
+        self.ending: asyncio.TimerHandle | None = None
+
+
+class StandIns:
+    """All of this node."""
+
+    def __init__(self, node: int, launcher: Launcher, folder: Path = FOLDER) -> None:
+        self._node = node
+        self._launcher = launcher
+        self._folder = folder
+        self._all: dict[int, StandIn] = {}
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._all
+
+    @property
+    def pids(self) -> set[int]:
+        """Their PIDs."""
+        return set(self._all)
+
+    async def take_over(self) -> None:
+        """Find those that the daemon before this one has left."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        await self._launcher.wait_connected()
+        for path in sorted(self._folder.iterdir()):
+            client = Launcher(self._node, path)
+            try:
+                await client.connect()
+            except OSError:
+                path.unlink()
+                continue
+            self._all[int(path.name)] = StandIn(int(path.name), client, None)
+        for one in self._all.values():
+            for key in one.client.keys:
+                if key.startswith(PREFIX) and (below := self._all.get(_pid_of(key))):
+                    below.above = one
+                    one.users.add(below)
+
+    def end_unused(self) -> None:
+        """End those of which nobody has said that he uses them."""
+        for one in self._all.values():
+            self._consider(one)
+
+    def is_idle(self, pid: int) -> bool:
+        """Tell whether there is one of that PID which nobody uses."""
+        return pid in self._all and not self._all[pid].users
+
+    def find(self, pid: int) -> StandIn | None:
+        """Return the one of that PID."""
+        return self._all.get(pid)
+
+    async def use(self, user: object, parent: int, session: int, group: int) -> StandIn | None:
+        """Return the one below which `user` is to be born; None if that is the launcher itself.
+
+        A process of no node's range is of each node alone, and the launcher is there for it; so it
+        is for one whose PID something else here has.
+        """
+        async with self._lock:
+            try:
+                one = await self._find_parent(parent, session)
+                if one and group not in {0, one.pid, session}:
+                    leader = await self._find(group, session)
+                    leader.users.add(user)
+            except (OSError, SsiError) as error:
+                logger.warning("no stand-in for %d of session %d: %s", parent, session, error)
+                return None
+            if one:
+                one.users.add(user)
+            return one
+
+    async def _find_parent(self, parent: int, session: int) -> StandIn | None:
+        return await self._find(parent, session) if origin_of(parent) else None
+
+    async def _find(self, pid: int, session: int) -> StandIn:
+        if one := self._all.get(pid):
+            if one.ending:
+                one.ending.cancel()
+                one.ending = None
+            return one
+        above = None if pid == session or not origin_of(session) else self._all.get(session)
+        if above is None and pid != session and origin_of(session):
+            above = await self._find(session, session)
+        one = await self._make(pid, session, above)
+        self._all[pid] = one
+        if above:
+            above.users.add(one)
+        return one
+
+    async def _make(self, pid: int, session: int, above: StandIn | None) -> StandIn:
+        path = self._folder / str(pid)
+        path.unlink(missing_ok=True)
+        launcher = above.client if above else self._launcher
+        program = Program(
+            [], {}, pid=pid, session=pid == session or above is None,
+            # One that is no leader is in the session's own group: nothing asks for it.
+            group=LEADS if above else STAYS,
+        )  # fmt: skip
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(os.fspath(path))
+            listener.listen()
+            await launcher.start(f"{PREFIX}{pid}", program, [listener.fileno()])
+        client = Launcher(self._node, path)
+        await client.connect()
+        return StandIn(pid, client, above)
+
+    def leave(self, user: object) -> None:
+        """`user` needs none any more."""
+        for one in self._all.values():
+            if user in one.users:
+                one.users.discard(user)
+                self._consider(one)
+
+    def _consider(self, one: StandIn) -> None:
+        """End it in a while if nobody uses it until then."""
+        if not one.users and one.ending is None:
+            loop = asyncio.get_running_loop()
+            one.ending = loop.call_later(LINGER_S, lambda: self._spawn(self._end_later(one)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_later(self, one: StandIn) -> None:
+        async with self._lock:
+            one.ending = None
+            if not one.users:
+                await self._end(one)
+
+    async def _end(self, one: StandIn) -> None:
+        if self._all.get(one.pid) is not one:
+            return
+        if one.ending:
+            one.ending.cancel()
+        with contextlib.suppress(SsiError):  # it was killed
+            one.client.end()
+        one.client.close()
+        parent, key = one.above.client if one.above else self._launcher, f"{PREFIX}{one.pid}"
+        await parent.wait(key)
+        parent.forget(key)
+        del self._all[one.pid]
+        (self._folder / str(one.pid)).unlink(missing_ok=True)
+        if one.above:
+            one.above.users.discard(one)
+            self._consider(one.above)
+
+    async def end(self, pid: int) -> None:
+        """End one whatever it is used for: its process has ended, or its PID is to be another's."""
+        async with self._lock:
+            if one := self._all.get(pid):
+                await self._end(one)
+
+
+def _pid_of(key: str) -> int:
+    return int(key.removeprefix(PREFIX))
