@@ -24,8 +24,9 @@ from ssi.node.cluster import Cluster
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import LEADS, Launcher, Program
+from ssi.node.pids import any_pid, origin_of
 from ssi.node.process.asking import Asking
-from ssi.node.process.caller import MAX_PID, MAX_UID
+from ssi.node.process.caller import MAX_PID, MAX_UID, read_caller
 from ssi.node.process.descriptors import Descriptor, open_on_root
 from ssi.node.process.device import Device
 from ssi.node.process.ghosts import start_of
@@ -115,6 +116,7 @@ class Bodies:
         self._ready = asyncio.Event()
         cluster.on_change.append(self._look_for_losses)
         ics.serve("body-start", self._answer_start)
+        ics.serve("body-list", self._answer_list)
         ics.serve("body-signal", self._answer_signal)
         ics.serve("body-orphan", self._answer_orphan)
         ics.serve("body-kill", self._answer_kill)
@@ -150,7 +152,8 @@ class Bodies:
             if body.parent and (above := self._stand_ins.find(body.parent)):
                 above.users.add(body)
         self._stand_ins.end_unused()
-        self._hear_launcher(self._launcher)
+        for client in (self._launcher, *self._stand_ins.clients):
+            self._hear_launcher(client)
         for body in list(self._by_id.values()):
             self._resume(body)
 
@@ -268,22 +271,24 @@ class Bodies:
         self, body: Body, program: Program, above: StandIn | None, fds: dict[int, int]
     ) -> None:
         client = above.client if above else self._launcher
-        key = PREFIX + body.id
         numbers = sorted(fds)
         opened = [fds[number] for number in numbers]
+
+        async def start(pid: int) -> int:
+            wished = dataclasses.replace(program, pid=pid)
+            with any_pid(self._asking.node, pid):
+                return await client.start(PREFIX + body.id, wished, opened, numbers)
+
         try:
-            body.pid = await client.start(key, program, opened, numbers)
-        except FileExistsError as error:
-            if error.filename:
-                raise
+            body.pid = await start(program.pid)
+        except FileExistsError:
             if self._stand_ins.is_idle(program.pid):
                 # It had children here, and is to be here itself.
                 await self._stand_ins.end(program.pid)
-                body.pid = await client.start(key, program, opened, numbers)
-                return
-            # Something else here has its number: it gets another.
-            other = dataclasses.replace(program, pid=0)
-            body.pid = await client.start(key, other, opened, numbers)
+                body.pid = await start(program.pid)
+            else:
+                # Something else here has its number, as its own ghost: it gets another.
+                body.pid = await start(0)
 
     async def _open_all(
         self, body: Body, descriptors: Sequence[Descriptor], fds: dict[int, int]
@@ -425,6 +430,19 @@ class Bodies:
                 self._spawn(self._watch(other))
         self._spawn(self._watch(body))
         await self._stand_ins.end(parent)
+
+    async def _answer_list(self, call: Call) -> Message:
+        """Tell a node that was booted anew which processes of its former life are here."""
+        await self._ready.wait()
+        ours: list[Message] = []
+        for body in self.all:
+            if origin_of(body.pid) == call.node and body.home in {0, call.node}:
+                with contextlib.suppress(ProcessLookupError):
+                    uid = read_caller(body.pid).uids[0]
+                    ours.append({"id": body.id, "pid": body.pid, "uid": uid})
+                    body.home = call.node
+                    self._save(body)
+        return {"bodies": ours}
 
     async def _answer_kill(self, call: Call) -> Message:
         if body := self._body_of(call):

@@ -81,22 +81,33 @@ class Foreign:
 
         One of those that each node has for itself is on this one.
         """
-        body = {"pid": pid, "what": "pgid"}
-        try:
-            answer = await self._asking.ask(self._places.find(pid), "about", body)
-        except NodeLost:
-            return None
+        answer = await self._ask_where(pid, "about", {"pid": pid, "what": "pgid"})
         return None if answer["error"] else wire.get_int(answer, "node", 1, MAX_NODE)
 
-    async def _ask(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
+    async def _ask_where(self, pid: int, name: str, body: Mapping[str, object]) -> Message:
+        """Ask the node that knows where `pid` is; all, if that one is dead."""
+        node = self._places.find(pid)
+        nodes = [node]
+        if not self._asking.is_alive(node):
+            nodes = sorted(self._cluster.known.view.alive) if self._cluster.known else []
+        answer = NOBODY
+        for one in nodes:
+            with contextlib.suppress(NodeLost):
+                answer = await self._asking.ask(one, name, body)
+            if answer["error"] != errno.ESRCH:
+                break
+        return answer
+
+    async def _ask(self, pid: int, name: str, body: Mapping[str, object]) -> Verdict:
+        """Return what became of a call that names process `pid`."""
+        return _read(await self._ask_where(pid, name, body))
+
+    async def _ask_node(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
         """Ask `node` until it answers, or is dead."""
         try:
-            answer = await self._asking.ask(node, name, body)
+            return _read(await self._asking.ask(node, name, body))
         except NodeLost:
             return Verdict(error=errno.ESRCH)
-        return Verdict(
-            wire.get_int(answer, "result", -(2**31), 2**31), wire.get_int(answer, "error", 0, 4095)
-        )
 
     def _pass_on(self, answer: Callable[[Call], Awaitable[Message]]) -> Handler:
         """Return what answers a question about a process, or asks the node where its body is."""
@@ -153,7 +164,7 @@ class Foreign:
         if info and _is_forged(info):
             return Verdict(error=errno.EPERM)
         sending = Sending(pid, thread, number, info, read_caller(call.thread))
-        return await self._ask(self._places.find(pid), "signal", self._render(call, sending))
+        return await self._ask(pid, "signal", self._render(call, sending))
 
     def _render(self, call: HeldCall, sending: Sending) -> Message:
         return {
@@ -185,10 +196,10 @@ class Foreign:
         sending = Sending(group, 0, number, b"", read_caller(call.thread))
         body = {**self._render(call, sending), "visited": []}
         if self._asking.is_alive(origin):
-            return await self._ask(origin, "signal-group", body)
+            return await self._ask_node(origin, "signal-group", body)
         nodes = self._cluster.known.view.alive if self._cluster.known else frozenset[int]()
         body["visited"] = sorted(nodes)
-        verdicts = [await self._ask(node, "signal-group", body) for node in sorted(nodes)]
+        verdicts = [await self._ask_node(node, "signal-group", body) for node in sorted(nodes)]
         return next((v for v in verdicts if not v.error), Verdict(error=errno.ESRCH))
 
     async def _answer_signal_group(self, call: Call) -> Message:
@@ -216,7 +227,7 @@ class Foreign:
         others = (state.view.alive if state else frozenset()) - {self._cluster.node}
         sending = Sending(1, 0, number, b"", read_caller(call.thread))
         verdicts = [
-            await self._ask(node, "signal-all", {**sending.dump(), "session": 0})
+            await self._ask_node(node, "signal-all", {**sending.dump(), "session": 0})
             for node in sorted(others)
         ]
         own = _render(lambda: _send_to(self._list_all(sending.caller.pid), sending, 0))
@@ -242,7 +253,7 @@ class Foreign:
             return Verdict(error=errno.ESRCH)
         if self._is_here(call, pid):
             return GO_ON
-        return await self._ask(self._places.find(pid), "about", {"pid": pid, "what": what})
+        return await self._ask(pid, "about", {"pid": pid, "what": what})
 
     async def _answer_about(self, call: Call) -> Message:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
@@ -261,7 +272,7 @@ class Foreign:
             return GO_ON
         caller = read_caller(call.thread)
         body = {"pid": pid, "nice": max(-20, min(19, nice)), "caller": caller.dump()}
-        return await self._ask(self._places.find(pid), "renice", body)
+        return await self._ask(pid, "renice", body)
 
     async def _answer_renice(self, call: Call) -> Message:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
@@ -277,6 +288,12 @@ class Foreign:
             os.setpriority(os.PRIO_PROCESS, pid, nice)
 
         return _render(renice)
+
+
+def _read(answer: Message) -> Verdict:
+    return Verdict(
+        wire.get_int(answer, "result", -(2**31), 2**31), wire.get_int(answer, "error", 0, 4095)
+    )
 
 
 def _is_forged(info: bytes) -> bool:

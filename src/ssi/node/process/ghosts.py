@@ -27,8 +27,10 @@ from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
+from ssi.node.launcher import Launcher, Program
 from ssi.node.local import CallerGone, Output, Request
 from ssi.node.process.asking import Asking
+from ssi.node.process.caller import MAX_PID, MAX_UID
 from ssi.node.process.orders import (
     OWN_SIGNAL,
     Order,
@@ -42,6 +44,7 @@ from ssi.node.state.state import State
 logger = logging.getLogger(__name__)
 
 FOLDER = Path("/run/ssi/ghosts")
+PROGRAM = "/usr/bin/onnode"
 BACK_S = 30.0
 """A ghost that has not come back to a new daemon by then is not one any more."""
 
@@ -69,6 +72,8 @@ class Ghost:
     """When the process began, in ticks."""
     output: Output | None = None
     """To it; None while it is on its way to a new daemon."""
+    held: bool = False
+    """This node has been booted anew since: the descriptors are gone."""
     over: bool = False
     """The body has ended, and the ghost has been told; or it is dead itself."""
     waiting: dict[int, tuple[bytes, asyncio.Future[tuple[int, bytes]]]] = dataclasses.field(
@@ -83,8 +88,12 @@ class Ghost:
 class Ghosts:
     """All ghosts of this node."""
 
-    def __init__(self, cluster: Cluster, ics: Ics, asking: Asking, folder: Path = FOLDER) -> None:
+    def __init__(
+        self, cluster: Cluster, ics: Ics, asking: Asking, launcher: Launcher,
+        folder: Path = FOLDER,
+    ) -> None:  # fmt: skip
         self._asking = asking
+        self._launcher = launcher
         self._folder = folder
         self._by_pid: dict[int, Ghost] = {}
         self._by_id: dict[str, Ghost] = {}
@@ -117,7 +126,7 @@ class Ghosts:
                 saved = json.loads(path.read_text())
                 ghost = Ghost(
                     wire.get_text(saved, "id"), int(path.name), wire.get_int(saved, "node", 1, 127),
-                    wire.get_int(saved, "begun", 0, MAX_NUMBER),
+                    wire.get_int(saved, "begun", 0, MAX_NUMBER), held=wire.get_flag(saved, "held"),
                 )  # fmt: skip
             except (ValueError, SsiError):
                 path.unlink()
@@ -136,17 +145,51 @@ class Ghosts:
     def begin(self, pid: int, node: int) -> Ghost:
         """Return the ghost that process `pid` is; one that a daemon before this knew stays it."""
         ghost = self._by_pid.get(pid)
-        if ghost and is_process(ghost):
+        if ghost and (is_process(ghost) or not ghost.begun):
             return ghost
         if ghost:
             self._lose(ghost)
         ghost = Ghost(secrets.token_hex(8), pid, node, start_of(pid))
-        path = self._folder / str(pid)
-        fresh = path.with_suffix(".partial")
-        fresh.write_text(json.dumps({"id": ghost.id, "node": node, "begun": ghost.begun}))
-        fresh.rename(path)
+        self._save(ghost)
         self._add(ghost)
         return ghost
+
+    def _save(self, ghost: Ghost) -> None:
+        path = self._folder / str(ghost.pid)
+        fresh = path.with_suffix(".partial")
+        fields = {name: getattr(ghost, name) for name in ("id", "node", "begun", "held")}
+        fresh.write_text(json.dumps(fields))
+        fresh.rename(path)
+
+    async def hold(self, node: int) -> None:
+        """Have ghosts again for bodies on `node` that an earlier life of this node has begun."""
+        try:
+            answer = await self._asking.ask(node, "body-list", {})
+        except SsiError as error:
+            logger.warning("node%d does not say what it has of ours: %s", node, error)
+            return
+        for one in wire.get_objects(answer, "bodies"):
+            pid, uid = wire.get_int(one, "pid", 1, MAX_PID), wire.get_int(one, "uid", 0, MAX_UID)
+            ghost = Ghost(wire.get_text(one, "id"), pid, node, 0, held=True)
+            if ghost.id not in self._by_id:
+                self._add(ghost)
+                await self._start_held(ghost, uid)
+
+    async def _start_held(self, ghost: Ghost, uid: int) -> None:
+        program = Program([PROGRAM, str(ghost.node), "its-command"], {}, pid=ghost.pid, uid=uid)
+        try:
+            await self._launcher.start(f"ghost.{ghost.id}", program, [])
+            ghost.begun = start_of(ghost.pid)
+        except OSError as error:
+            logger.error("%d is a process of node%d, and here: %s", ghost.pid, ghost.node, error)
+            self.forget(ghost)
+            return
+        self._save(ghost)
+        self._spawn(self._forget_held(f"ghost.{ghost.id}"))
+
+    async def _forget_held(self, key: str) -> None:
+        await self._launcher.wait(key)
+        self._launcher.forget(key)
 
     def _add(self, ghost: Ghost) -> None:
         self._by_pid[ghost.pid] = self._by_id[ghost.id] = ghost
@@ -248,7 +291,7 @@ class Ghosts:
             size=wire.get_int(call.body, "size", 0, 2**32 - 1),
             flags=wire.get_int(call.body, "flags", 0, 3), data=wire.get_bytes(call.body, "data"),
         )  # fmt: skip
-        if ghost is None:
+        if ghost is None or ghost.held:
             return {"result": -EIO, "data": ""}
         if number not in ghost.waiting:
             ghost.waiting[number] = (packed, asyncio.get_running_loop().create_future())

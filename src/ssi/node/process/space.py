@@ -22,9 +22,10 @@ class ProcessSpace:
 
     def __init__(self, cluster: Cluster, ics: Ics, launcher: Launcher) -> None:
         self.asking = Asking(cluster, ics)
-        self.ghosts = Ghosts(cluster, ics, self.asking)
+        self._cluster = cluster
         self._launcher = launcher
         stand_ins = StandIns(cluster.node, launcher)
+        self.ghosts = Ghosts(cluster, ics, self.asking, launcher)
         self.bodies = Bodies(cluster, ics, self.asking, launcher, stand_ins, Device())
         self.places = Places(cluster.node, self.ghosts, self.bodies, stand_ins)
         self.foreign = Foreign(cluster, self.asking, launcher, self.places, ics)
@@ -33,4 +34,7 @@ class ProcessSpace:
         """Take part, once the root is mounted, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(Listener(self.foreign.judge).run(self._launcher))
-            group.create_task(self.bodies.run())
+            await self.bodies.run()
+            state = await self._cluster.wait_known()
+            for node in state.view.alive - {self._cluster.node}:
+                group.create_task(self.ghosts.hold(node))

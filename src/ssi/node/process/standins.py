@@ -18,7 +18,7 @@ from typing import Any
 
 from ssi.common.errors import SsiError
 from ssi.node.launcher import LEADS, STAYS, Launcher, Program
-from ssi.node.pids import origin_of
+from ssi.node.pids import any_pid, origin_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,11 @@ class StandIns:
     def pids(self) -> set[int]:
         """Their PIDs."""
         return set(self._all)
+
+    @property
+    def clients(self) -> list[Launcher]:
+        """What talks to each."""
+        return [one.client for one in self._all.values()]
 
     async def take_over(self) -> None:
         """Find those that the daemon before this one has left."""
@@ -138,7 +143,8 @@ class StandIns:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(os.fspath(path))
             listener.listen()
-            await launcher.start(f"{PREFIX}{pid}", program, [listener.fileno()])
+            with any_pid(self._node, pid):
+                await launcher.start(f"{PREFIX}{pid}", program, [listener.fileno()])
         client = Launcher(self._node, path)
         await client.connect()
         return StandIn(pid, client, above)
