@@ -15,14 +15,15 @@ enum ghost_order_kind {
 	GHOST_IOCTL = 3,	/* value: command; data: what its argument points to; size: bytes to return */
 	GHOST_IOCTL_VALUE = 4,	/* value: command; size: the argument itself */
 	GHOST_WATCH = 5,	/* value: events of poll; waits until there is one */
+	GHOST_TERMINAL = 6,	/* open the terminal of our session; the result is the descriptor */
 	/* These are not. */
-	GHOST_CANCEL = 6,	/* what has not been done and has this id: its answer is EINTR */
-	GHOST_DONE = 7,		/* the answer with this id has arrived */
-	GHOST_CLOSE = 8,	/* fd: the body has closed it */
-	GHOST_STATE = 9,	/* value: the body's wait status; size: 1 if others still use descriptors */
-	GHOST_STARTED = 10,	/* the body is there */
-	GHOST_HERE = 11,	/* value: which word of the arguments is the command: be it yourself */
-	GHOST_SEEK = 12,	/* fd; id: the offset at which the body has left a file that it read */
+	GHOST_CANCEL = 7,	/* what has not been done and has this id: its answer is EINTR */
+	GHOST_DONE = 8,		/* the answer with this id has arrived */
+	GHOST_CLOSE = 9,	/* fd: the body has closed it */
+	GHOST_STATE = 10,	/* value: the body's wait status; size: 1 if others still use descriptors */
+	GHOST_STARTED = 11,	/* the body is there */
+	GHOST_HERE = 12,	/* value: which word of the arguments is the command: be it yourself */
+	GHOST_SEEK = 13,	/* fd; id: the offset at which the body has left a file that it read */
 };
 
 enum ghost_flags {

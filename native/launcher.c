@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -226,6 +227,14 @@ static int take_place(const struct launcher_start *start)
 	return 0;
 }
 
+/* A mount namespace in which only this differs: other mounts come and go as in the first one. */
+static int make_visitors_space(void)
+{
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/dev", NULL, MS_PRIVATE, NULL))
+		return -1;
+	return mount("/dev/ssi", "/dev/tty", NULL, MS_BIND, NULL);
+}
+
 static int become(const struct wishes *wishes)
 {
 	const struct launcher_start *start = wishes->start;
@@ -283,7 +292,7 @@ static void run(const struct request *request, const struct wishes *wishes, int 
 {
 	const struct launcher_start *start = wishes->start;
 
-	if (take_place(start))
+	if (take_place(start) || (start->flags & LAUNCHER_VISITORS && make_visitors_space()))
 		return;
 	if (!start->argc)
 		stand_in(request, *failures);
@@ -632,7 +641,8 @@ int main(int argc, char **argv)
 	if (!own || mlockall(MCL_CURRENT))
 		return fail("mlockall");
 	space = open(argv[2], O_RDONLY | O_CLOEXEC);
-	if (space < 0 || setns(space, CLONE_NEWNS) || chdir("/"))
+	if (space < 0 || setns(space, CLONE_NEWNS) || chdir("/") ||
+	    mount(NULL, "/", NULL, MS_REC | MS_SHARED, NULL))
 		return fail(argv[2]);
 	close(space);
 	if (setrlimit(RLIMIT_NOFILE, &descriptors))

@@ -27,6 +27,7 @@ enum {
 	NOT_EXECUTABLE = 126,	/* as a shell has it */
 	NOT_FOUND = 127,
 	MAX_POLLED = 256,
+	OURS = 64,		/* where our own descriptors begin: those below are the body's */
 	MAX_IOCTL = 4096,
 	DEATH_NOTICE = 64,	/* SIGRTMAX, by which the kernel tells that our parent has ended */
 };
@@ -233,6 +234,17 @@ static bool do_ioctl(struct task *task)
 	return true;
 }
 
+static bool open_terminal(struct task *task)
+{
+	const int low = open("/dev/tty", O_RDWR | O_CLOEXEC);
+	int fd = low < 0 ? -1 : fcntl(low, F_DUPFD_CLOEXEC, OURS);
+
+	finish(task, fd < 0 ? -errno : fd);
+	if (low >= 0)
+		close(low);
+	return true;
+}
+
 static bool try_watch(struct task *task)
 {
 	struct pollfd poller = { .fd = task->order.fd, .events = (short)task->order.value };
@@ -253,6 +265,8 @@ static bool try_task(struct task *task)
 	case GHOST_IOCTL:
 	case GHOST_IOCTL_VALUE:
 		return do_ioctl(task);
+	case GHOST_TERMINAL:
+		return open_terminal(task);
 	default:
 		return try_watch(task);
 	}
@@ -441,8 +455,7 @@ static int connect_daemon(void)
 
 	if (fd < 0)
 		return -1;
-	/* Above what a shell's redirections use: the body's descriptors have their numbers here. */
-	daemon_fd = fcntl(fd, F_DUPFD_CLOEXEC, 64);
+	daemon_fd = fcntl(fd, F_DUPFD_CLOEXEC, OURS);
 	if (daemon_fd < 0)
 		daemon_fd = fd;
 	else
@@ -581,7 +594,7 @@ int main(int argc, char **argv)
 	watch_parent();
 	sigfillset(&all);
 	low = signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC);
-	signals = fcntl(low, F_DUPFD_CLOEXEC, 64);
+	signals = fcntl(low, F_DUPFD_CLOEXEC, OURS);
 	close(low);
 	request = local_request(argv, environ, cwd ? cwd : "", mask, &request_size);
 	if (!request || connect_daemon())

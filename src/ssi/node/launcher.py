@@ -59,6 +59,7 @@ class _Reply(enum.IntEnum):
 class _Flag(enum.IntFlag):
     SESSION = 1
     NO_NEW_PRIVILEGES = 2
+    VISITORS = 4
 
 
 UNLIMITED = 2**64 - 1
@@ -94,6 +95,8 @@ class Program:
     limits: Sequence[tuple[int, int]] = ()
     """Resource limits by number, soft and hard; those of the launcher if there are none."""
     no_new_privileges: bool = False
+    visitors: bool = False
+    """A stand-in below which /dev/tty is the remote device."""
     death_signal: int = 0
     """The signal it gets when its parent ends."""
 
@@ -112,6 +115,8 @@ def _pack_start(key: str, program: Program, numbers: Sequence[int]) -> tuple[byt
     flags = _Flag.SESSION if program.session else _Flag(0)
     if program.no_new_privileges:
         flags |= _Flag.NO_NEW_PRIVILEGES
+    if program.visitors:
+        flags |= _Flag.VISITORS
     packet = _START.pack(
         _Request.START, key.encode(), program.pid, program.blocked, program.ignored, program.uid,
         uid, program.gid, gid, program.umask, program.nice, flags, program.group,

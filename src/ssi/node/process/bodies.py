@@ -30,7 +30,7 @@ from ssi.node.process.caller import MAX_PID, MAX_UID, read_caller
 from ssi.node.process.descriptors import Descriptor, open_on_root
 from ssi.node.process.device import Device
 from ssi.node.process.ghosts import start_of
-from ssi.node.process.jobcontrol import list_group
+from ssi.node.process.jobcontrol import list_group, session_of
 from ssi.node.process.orders import FROM_KERNEL
 from ssi.node.process.remotefiles import RemoteFiles
 from ssi.node.process.signals import deliver
@@ -105,7 +105,7 @@ class Bodies:
         self._launcher = launcher
         self._stand_ins = stand_ins
         self._device = device
-        self._files = RemoteFiles(asking, self, stand_ins)
+        self._files = RemoteFiles(asking, self, stand_ins, device)
         self._folder = folder
         self._by_id: dict[str, Body] = {}
         self._by_serial: dict[int, Body] = {}
@@ -137,6 +137,8 @@ class Bodies:
         await self._launcher.wait_connected()
         await self._take_over()
         await self._device.start(self._launcher, self._files)
+        await self._stand_ins.wait_ready()
+        self._hear_launcher(self._stand_ins.visitors)
         self._ready.set()
 
     async def _take_over(self) -> None:
@@ -152,7 +154,7 @@ class Bodies:
             if body.parent and (above := self._stand_ins.find(body.parent)):
                 above.users.add(body)
         self._stand_ins.end_unused()
-        for client in (self._launcher, *self._stand_ins.clients):
+        for client in self._stand_ins.clients:
             self._hear_launcher(client)
         for body in list(self._by_id.values()):
             self._resume(body)
@@ -180,7 +182,7 @@ class Bodies:
 
     def _client_of(self, body: Body) -> Launcher:
         above = self._stand_ins.find(body.parent) if body.parent else None
-        return above.client if above else self._launcher
+        return above.client if above else self._stand_ins.visitors
 
     def _hear_launcher(self, client: Launcher) -> None:
         def hear(key: str, status: int) -> None:
@@ -270,7 +272,7 @@ class Bodies:
     async def _run(
         self, body: Body, program: Program, above: StandIn | None, fds: dict[int, int]
     ) -> None:
-        client = above.client if above else self._launcher
+        client = above.client if above else self._stand_ins.visitors
         numbers = sorted(fds)
         opened = [fds[number] for number in numbers]
 
@@ -306,7 +308,7 @@ class Bodies:
             else:
                 flags = one.flags & (os.O_ACCMODE | os.O_NONBLOCK)
                 body.handles[one.fd] = 0
-                fds[one.fd] = await self._device.open(body.serial << FD_BITS | one.fd, flags)
+                fds[one.fd] = await self._device.open(self.handle_of(body, one.fd), flags)
                 body.handles[one.fd] += 1
 
     async def _drop(self, body: Body) -> None:
@@ -485,6 +487,20 @@ class Bodies:
         if body is None or not body.home:
             raise OSError(errno.EIO, "no ghost is left")
         return body, handle & ((1 << FD_BITS) - 1)
+
+    def handle_of(self, body: Body, fd: int) -> int:
+        """Return the handle of a ghost's descriptor."""
+        return body.serial << FD_BITS | fd
+
+    def of_session(self, session: int) -> Body | None:
+        """Return a body of a session."""
+        return next((body for body in self.all if session_of(body.pid) == session), None)
+
+    def count(self, handle: int) -> None:
+        """Take it that a descriptor of this handle has been opened."""
+        body, fd = self.of(handle)
+        body.handles[fd] = body.handles.get(fd, 0) + 1
+        self._save(body)
 
     def lend_terminal(self, body: Body, group: int) -> None:
         """Note that a group of this node has the body's terminal."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import enum
 import errno
+import fcntl
 import logging
 import os
 import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from ssi.node.launcher import Launcher
@@ -29,8 +32,13 @@ NAME = "ssi"
 PATH = f"/dev/{NAME}"
 KEY = "cuse"
 
+PIDFD_GETFD = 438  # x86-64
+
 MAX_IO = 32 * 1024
 BUFFER = MAX_IO + 4096
+
+WHOSE = 0x80085301
+"""An ioctl of our own, answered to this daemon alone: which handle is it?"""
 
 ERESTARTSYS = 512
 """What a driver says whose read was interrupted. The kernel makes EINTR of it, or begins anew."""
@@ -128,7 +136,7 @@ CONTROLS = {
 class Owner(Protocol):
     """Who knows what a handle is of."""
 
-    async def reopen(self, thread: int) -> int | None:
+    async def reopen(self, number: int, thread: int) -> int | None:
         """Return the handle for a thread that opens the device by name; None if it may not."""
 
     async def read(self, wanted: Wanted, size: int) -> Result:
@@ -152,6 +160,15 @@ class Owner(Protocol):
         """Take it that one descriptor of this handle is closed."""
 
 
+def _get_descriptor(process: int, fd: int) -> int:
+    """Return a duplicate of another process's descriptor; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = libc.syscall(*map(ctypes.c_long, (PIDFD_GETFD, process, fd, 0)))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return int(found)
+
+
 class Device:
     """The device of this node."""
 
@@ -160,6 +177,7 @@ class Device:
         self._fd = -1
         self._opening: dict[int, int] = {}
         """The handle that each thread of ours is opening the device for."""
+        self._made = asyncio.Event()
         self._under_way: dict[int, Wanted] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -176,7 +194,11 @@ class Device:
             # What that one had taken and not answered; nothing, if it was not even made.
             with contextlib.suppress(OSError):
                 os.write(fd, _REPLY.pack(_REPLY.size, NOTIFY_RESEND, 0))
+                self._made.set()
         asyncio.get_running_loop().add_reader(fd, self._read)
+        await self._made.wait()
+        # Who may use it is decided when it is opened.
+        Path(PATH).chmod(0o666)
 
     async def open(self, handle: int, flags: int) -> int:
         """Return a descriptor of the device for `handle`."""
@@ -190,6 +212,25 @@ class Device:
                 del self._opening[threading.get_native_id()]
 
         return await asyncio.get_running_loop().run_in_executor(None, open_it)
+
+    async def find_handle(self, pid: int, fd: int) -> int:
+        """Return the handle of a process's descriptor of the device; raises OSError."""
+
+        def find_it() -> int:
+            process = os.pidfd_open(pid)
+            try:
+                mine = _get_descriptor(process, fd)
+            finally:
+                os.close(process)
+            try:
+                if os.readlink(f"/proc/self/fd/{mine}") != PATH:
+                    raise OSError(errno.ENXIO, "none of the remote device")
+                (handle,) = _HANDLE.unpack(fcntl.ioctl(mine, WHOSE, bytes(_HANDLE.size)))
+                return int(handle)
+            finally:
+                os.close(mine)
+
+        return await asyncio.get_running_loop().run_in_executor(None, find_it)
 
     def _read(self) -> None:
         try:
@@ -241,6 +282,8 @@ class Device:
         if value == -errno.EINTR:
             value = -ERESTARTSYS
         self._answer(unique, b"" if value < 0 else data, max(0, -value))
+        if operation == _Do.INIT:
+            self._made.set()
 
     async def _serve(
         self, operation: int, unique: int, thread: int, body: bytes
@@ -250,7 +293,7 @@ class Device:
                 words = _INIT.pack(*VERSION, 0, UNRESTRICTED_IOCTL, MAX_IO, MAX_IO, 0, 0)
                 answer = 0, words + f"DEVNAME={NAME}\0".encode()
             case _Do.OPEN:
-                answer = await self._open(thread)
+                answer = await self._open(unique & ~RESENT, thread)
             case _Do.READ | _Do.WRITE:
                 answer = await self._transfer(operation, unique, thread, body)
             case _Do.RELEASE:
@@ -290,11 +333,11 @@ class Device:
         result = await self._owner.poll(wanted, events, notify)
         return result.value, _PAIR.pack(max(0, result.value), 0)
 
-    async def _open(self, thread: int) -> tuple[int, bytes]:
+    async def _open(self, number: int, thread: int) -> tuple[int, bytes]:
         assert self._owner
         handle = self._opening.get(thread)
         if handle is None:
-            handle = await self._owner.reopen(thread)
+            handle = await self._owner.reopen(number, thread)
         if handle is None:
             return -errno.ENXIO, b""
         return 0, _OPENED.pack(handle, DIRECT_IO, 0)
@@ -302,6 +345,8 @@ class Device:
     async def _control(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
         assert self._owner
         handle, _, command, argument, given, returned = _IOCTL.unpack_from(body)
+        if command == WHOSE and Path(f"/proc/self/task/{thread}").exists():
+            return self._tell_whose(handle, argument, returned)
         control = CONTROLS.get(command)
         if control is None:
             return -errno.ENOTTY, b""
@@ -317,6 +362,11 @@ class Device:
         data = body[_IOCTL.size : _IOCTL.size + given]
         result = await self._owner.control(wanted, command, control, argument, data)
         return result.value, _CONTROLLED.pack(result.value, 0, 0, 0) + result.data[:returned]
+
+    def _tell_whose(self, handle: int, argument: int, returned: int) -> tuple[int, bytes]:
+        if returned != _HANDLE.size:
+            return 0, _CONTROLLED.pack(0, RETRY, 0, 1) + _PLACE.pack(argument, _HANDLE.size)
+        return 0, _CONTROLLED.pack(0, 0, 0, 0) + _HANDLE.pack(handle)
 
     def _notify(self, kernel_handle: int) -> None:
         """Tell the kernel that there are events: it asks which."""

@@ -285,7 +285,7 @@ class Ghosts:
         ghost = self._ghost_of(call)
         number = wire.get_int(call.body, "number", 1, MAX_NUMBER)
         packed = pack_order(
-            Order(wire.get_int(call.body, "order", Order.READ, Order.WATCH)), number=number,
+            Order(wire.get_int(call.body, "order", Order.READ, Order.TERMINAL)), number=number,
             fd=wire.get_int(call.body, "fd", 0, 2**20),
             value=wire.get_int(call.body, "value", 0, 2**32 - 1),
             size=wire.get_int(call.body, "size", 0, 2**32 - 1),

@@ -47,6 +47,14 @@ def refuses(thread: int, number: int) -> bool:
     return bool(mask >> (number - 1) & 1)
 
 
+def session_of(pid: int) -> int:
+    """Return the session of `pid`; 0 if it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 def _is_orphaned(group: int) -> bool:
     """Tell whether no member's parent is in another group of the session, to continue it."""
     for pid in list_group(group):

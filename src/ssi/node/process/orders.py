@@ -28,20 +28,21 @@ FROM_KERNEL = 128  # SI_KERNEL
 
 
 class Order(enum.IntEnum):
-    """Kinds of orders. Up to WATCH they are answered by a result."""
+    """Kinds of orders. Up to TERMINAL they are answered by a result."""
 
     READ = 1
     WRITE = 2
     IOCTL = 3
     IOCTL_VALUE = 4
     WATCH = 5
-    CANCEL = 6
-    DONE = 7
-    CLOSE = 8
-    STATE = 9
-    STARTED = 10
-    HERE = 11
-    SEEK = 12
+    TERMINAL = 6
+    CANCEL = 7
+    DONE = 8
+    CLOSE = 9
+    STATE = 10
+    STARTED = 11
+    HERE = 12
+    SEEK = 13
 
 
 class Flag(enum.IntFlag):

@@ -11,15 +11,18 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import signal
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
 from ssi.node.process.asking import FOREVER_S, Asking
-from ssi.node.process.device import Control, Result, Wanted
+from ssi.node.process.caller import read_caller, read_memory
+from ssi.node.process.device import Control, Device, Result, Wanted
 from ssi.node.process.jobcontrol import has_members, refuses, stop_for
 from ssi.node.process.orders import BACKGROUND, Flag, Order
 from ssi.node.process.signals import deliver_to_thread
@@ -32,15 +35,40 @@ TIOCGPGRP, TIOCSPGRP = 0x540F, 0x5410
 WATCH, AGAIN = 1 << 62, 1 << 61
 """Set in the number of what follows from a request."""
 
+TERMINAL = "/dev/tty"
+STANDARD = ("stdin", "stdout", "stderr")
+DESCRIPTOR = re.compile(
+    r"/dev/(?P<name>stdin|stdout|stderr)|/(?:dev|proc/(?:self|thread-self|\d+))/fd/(?P<fd>\d{1,6})"
+)
+MAX_PATH = PAGE = 4096
+OPENS = {2: 0, 85: 0, 257: 1, 437: 1}
+"""Which argument is the path: open, creat, openat, openat2 of x86-64."""
+
 _PID = struct.Struct("=i")
+
+
+def find_opened(thread: int) -> str:
+    """Return the path that a thread is opening, empty if that cannot be told."""
+    try:
+        number, *words = Path(f"/proc/{thread}/syscall").read_text().split()
+        address = int(words[OPENS[int(number)]], 16)
+        # Not beyond its page: the next one may not be there.
+        size = min(MAX_PATH, PAGE - address % PAGE)
+        data = read_memory(thread, address, size)
+        if b"\0" not in data:
+            data += read_memory(thread, address + size, PAGE)
+        return os.fsdecode(data.partition(b"\0")[0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return ""
 
 
 class RemoteFiles:
     """The owner of the remote device's handles."""
 
-    def __init__(self, asking: Asking, bodies: Bodies, stand_ins: StandIns) -> None:
+    def __init__(self, asking: Asking, bodies: Bodies, stand_ins: StandIns, device: Device) -> None:
         self._asking = asking
         self._bodies = bodies
+        self._device = device
         self._stand_ins = stand_ins
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -157,10 +185,33 @@ class RemoteFiles:
                 words = {"id": body.id, "number": number}
                 await self._asking.ask(body.home, "ghost-cancel", words)
 
-    async def reopen(self, thread: int) -> int | None:
-        """Return the handle for a thread that opens the device by name."""
-        del thread
-        return None
+    async def reopen(self, number: int, thread: int) -> int | None:
+        """Return the handle for a thread that opens the device by name.
+
+        It is either its terminal, or one of its descriptors by such a name as /dev/stdout.
+        """
+        path = find_opened(thread)
+        if path == TERMINAL:
+            return await self._open_terminal(number, thread)
+        match = DESCRIPTOR.fullmatch(path)
+        if not match:
+            return None
+        fd = STANDARD.index(match["name"]) if match["name"] else int(match["fd"])
+        handle = await self._device.find_handle(read_caller(thread).pid, fd)
+        self._bodies.count(handle)
+        return handle
+
+    async def _open_terminal(self, number: int, thread: int) -> int | None:
+        body = self._bodies.of_session(os.getsid(thread))
+        if body is None or not body.tty:
+            return None
+        base = self._bodies.handle_of(body, 0)
+        result = await self._do(Wanted(number, base, thread, nonblock=False), Order.TERMINAL)
+        if result.value < 0:
+            return None
+        handle = self._bodies.handle_of(body, result.value)
+        self._bodies.count(handle)
+        return handle
 
     def release(self, handle: int) -> None:
         """Take it that one descriptor of this handle is closed."""

@@ -1,7 +1,9 @@
 """Stand-ins: processes here that have the PIDs of parents and leaders that are on other nodes.
 
 Below them bodies are born, so that getppid(), getsid() and getpgid() are the kernel's own answers.
-Each is a fork of the launcher, or of another stand-in when it belongs to that one's session. It is
+Each is a fork of the visitors' stand-in, or of another one when it belongs to that one's session.
+The visitors', itself a fork of the launcher, stands for nobody; it has a mount namespace in which
+/dev/tty is the remote device. A stand-in is
 there as long as somebody needs it, and a little longer: a shell's next command needs it again.
 """
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path("/run/ssi/standins")
 PREFIX = "standin."
+VISITORS = "visitors"
 LINGER_S = 30.0
 
 
@@ -47,21 +50,34 @@ class StandIns:
         self._launcher = launcher
         self._folder = folder
         self._all: dict[int, StandIn] = {}
+        self.visitors = launcher
+        """The parent of who has no stand-in for one."""
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __contains__(self, pid: object) -> bool:
-        return pid in self._all
+        return pid in self._all or pid == self._visitors_pid
+
+    @property
+    def _visitors_pid(self) -> int:
+        return self._launcher.pid_of(PREFIX + VISITORS) or 0
 
     @property
     def pids(self) -> set[int]:
         """Their PIDs."""
-        return set(self._all)
+        return {*self._all, self._visitors_pid}
+
+    async def wait_ready(self) -> None:
+        """Have what all are forks of."""
+        async with self._lock:
+            if not self._visitors_pid:
+                program = Program([], {}, visitors=True)
+                self.visitors = await self._start(self._launcher, VISITORS, program)
 
     @property
     def clients(self) -> list[Launcher]:
         """What talks to each."""
-        return [one.client for one in self._all.values()]
+        return [self.visitors, *(one.client for one in self._all.values())]
 
     async def take_over(self) -> None:
         """Find those that the daemon before this one has left."""
@@ -74,7 +90,10 @@ class StandIns:
             except OSError:
                 path.unlink()
                 continue
-            self._all[int(path.name)] = StandIn(int(path.name), client, None)
+            if path.name == VISITORS:
+                self.visitors = client
+            else:
+                self._all[int(path.name)] = StandIn(int(path.name), client, None)
         for one in self._all.values():
             for key in one.client.keys:
                 if key.startswith(PREFIX) and (below := self._all.get(_pid_of(key))):
@@ -132,22 +151,26 @@ class StandIns:
         return one
 
     async def _make(self, pid: int, session: int, above: StandIn | None) -> StandIn:
-        path = self._folder / str(pid)
-        path.unlink(missing_ok=True)
-        launcher = above.client if above else self._launcher
+        launcher = above.client if above else self.visitors
         program = Program(
             [], {}, pid=pid, session=pid == session or above is None,
             # One that is no leader is in the session's own group: nothing asks for it.
             group=LEADS if above else STAYS,
         )  # fmt: skip
+        return StandIn(pid, await self._start(launcher, str(pid), program), above)
+
+    async def _start(self, launcher: Launcher, name: str, program: Program) -> Launcher:
+        """Start one, and return what talks to it; raises OSError."""
+        path = self._folder / name
+        path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(os.fspath(path))
             listener.listen()
-            with any_pid(self._node, pid):
-                await launcher.start(f"{PREFIX}{pid}", program, [listener.fileno()])
+            with any_pid(self._node, program.pid):
+                await launcher.start(PREFIX + name, program, [listener.fileno()])
         client = Launcher(self._node, path)
         await client.connect()
-        return StandIn(pid, client, above)
+        return client
 
     def leave(self, user: object) -> None:
         """`user` needs none any more."""
@@ -181,7 +204,7 @@ class StandIns:
         with contextlib.suppress(SsiError):  # it was killed
             one.client.end()
         one.client.close()
-        parent, key = one.above.client if one.above else self._launcher, f"{PREFIX}{one.pid}"
+        parent, key = one.above.client if one.above else self.visitors, f"{PREFIX}{one.pid}"
         await parent.wait(key)
         parent.forget(key)
         del self._all[one.pid]
