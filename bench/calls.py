@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))
 
+from bench.echo import ECHO, start_echo
 from bench.setting import median_ratio, print_row, running, say
 
 from ssi.host import native
@@ -26,30 +26,6 @@ NAMES = {
     "getpid": "getpid", "read": "read of 64 bytes", "open": "open and close",
     "fork": "fork, exit, wait", "own": "kill of oneself",
 }  # fmt: skip
-
-SERVE = """
-import socket
-server = socket.create_server(("192.168.50.2", 332))
-print("ready", flush=True)
-while True:
-    line, _ = server.accept()
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    while data := line.recv(64):
-        line.sendall(data)
-"""
-
-ECHO = """
-import socket, sys, time
-line = socket.create_connection(("192.168.50.2", 332))
-line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-took = []
-for _ in range(int(sys.argv[1])):
-    start = time.perf_counter()
-    line.sendall(b"x" * 64)
-    line.recv(64)
-    took.append(time.perf_counter() - start)
-print(sorted(took)[len(took) // 2] * 1e9)
-"""
 
 Figures = dict[str, float]
 
@@ -72,14 +48,6 @@ def install(cluster: Cluster) -> None:
             words = ["exec", "-c", str(cluster.number), *where, "1", "--"]
             script = f"cat >{path} && chmod 755 {path}"
             cluster.ssi(*words, "sh", "-c", script, given=program.read_bytes())
-
-
-def start_echo(cluster: Cluster) -> subprocess.Popen[bytes]:
-    """Serve the echo on node 2."""
-    server = cluster.start_python(2, SERVE)
-    assert server.stdout
-    server.stdout.readline()
-    return server
 
 
 def main() -> int:

@@ -67,6 +67,10 @@ class Body:
     """The group here that has the terminal; 0 if the body has not given it away."""
     status: int | None = None
     """How it ended, as waitpid has it."""
+    reported: bool = False
+    """Its ghost has heard how it ended."""
+    kept: bool = False
+    """The ghost has left somebody at home for those who still use its descriptors."""
     handles: dict[int, int] = dataclasses.field(default_factory=dict)
     """How often each of the ghost's descriptors is open here."""
     twins: dict[int, list[int]] = dataclasses.field(default_factory=dict)
@@ -367,10 +371,17 @@ class Bodies:
         body.files.clear()
         self._client_of(body).forget(PREFIX + body.id)
         self._stand_ins.leave(body)
-        if not any(body.handles.values()):
-            self._forget(body)
-        elif not words["others"]:
-            self._fail(body)
+        body.reported, body.kept = True, bool(words["others"])
+        await self._finish(body)
+
+    async def _finish(self, body: Body) -> None:
+        """Forget a body that has ended once nobody uses its descriptors."""
+        if not body.reported or any(body.handles.values()) or body.id not in self._by_id:
+            return
+        self._forget(body)
+        if body.home and body.kept:
+            with contextlib.suppress(SsiError):
+                await self._asking.ask(body.home, "ghost-end", {"id": body.id})
 
     def _fail(self, body: Body) -> None:
         """What others here still use of its descriptors leads nowhere: no ghost is left."""
@@ -525,11 +536,7 @@ class Bodies:
             with contextlib.suppress(SsiError):
                 for fd in fds:
                     await self._asking.ask(body.home, "ghost-close", {"id": body.id, "fd": fd})
-        if body.status is not None and not any(body.handles.values()) and body.states.empty():
-            if body.home and body.id in self._by_id:
-                with contextlib.suppress(SsiError):
-                    await self._asking.ask(body.home, "ghost-end", {"id": body.id})
-            self._forget(body)
+        await self._finish(body)
 
 
 def _close_all(fds: Iterable[int]) -> None:

@@ -341,8 +341,8 @@ class Ghosts:
     async def _answer_end(self, call: Call) -> Message:
         """Nobody on the body's node uses its descriptors any more."""
         if ghost := self._ghost_of(call):
-            ghost.over = True
             await self._order(ghost, pack_order(Order.STATE))
+            ghost.over = True
         return {}
 
 

@@ -27,6 +27,7 @@ from ssi.node.process.jobcontrol import has_members, refuses, stop_for
 from ssi.node.process.orders import BACKGROUND, Flag, Order
 from ssi.node.process.signals import deliver_to_thread
 from ssi.node.process.standins import StandIns
+from ssi.node.waiting import wait_until
 
 if TYPE_CHECKING:
     from ssi.node.process.bodies import Bodies
@@ -41,16 +42,19 @@ DESCRIPTOR = re.compile(
     r"/dev/(?P<name>stdin|stdout|stderr)|/(?:dev|proc/(?:self|thread-self|\d+))/fd/(?P<fd>\d{1,6})"
 )
 MAX_PATH = PAGE = 4096
+WITHIN_S = 5.0
 OPENS = {2: 0, 85: 0, 257: 1, 437: 1}
 """Which argument is the path: open, creat, openat, openat2 of x86-64."""
 
 _PID = struct.Struct("=i")
 
 
-def find_opened(thread: int) -> str:
-    """Return the path that a thread is opening, empty if that cannot be told."""
+def find_opened(thread: int) -> str | None:
+    """Return the path that a thread is opening: empty if none, None while it still runs."""
     try:
         number, *words = Path(f"/proc/{thread}/syscall").read_text().split()
+        if number == "running":
+            return None
         address = int(words[OPENS[int(number)]], 16)
         # Not beyond its page: the next one may not be there.
         size = min(MAX_PATH, PAGE - address % PAGE)
@@ -190,7 +194,9 @@ class RemoteFiles:
 
         It is either its terminal, or one of its descriptors by such a name as /dev/stdout.
         """
-        path = find_opened(thread)
+        # It has just asked, and may not sleep yet: until then nobody can look.
+        await wait_until(lambda: find_opened(thread) is not None, within_s=WITHIN_S)
+        path = find_opened(thread) or ""
         if path == TERMINAL:
             return await self._open_terminal(number, thread)
         match = DESCRIPTOR.fullmatch(path)
