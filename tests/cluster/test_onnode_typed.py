@@ -86,9 +86,11 @@ def test_the_keys_of_job_control(shell: Terminal) -> None:
 def test_who_reads_in_the_background_is_stopped(shell: Terminal) -> None:
     shell.type("onnode 2 cat &\r")
     shell.expect(PROMPT)
-    shell.type("\r")
+    # The shell tells of it before its next prompt.
+    shell.type("until [ $(ps -o stat= -p $!) = T ]; do :; done\r")
     shell.expect("Stopped")
     shell.expect(PROMPT)
+    assert shell.run("onnode 2 hostname") == "node2\n"
     shell.type("fg\r")
     shell.expect("onnode 2 cat\r\n")
     shell.type("typed\r")
@@ -107,16 +109,16 @@ def test_a_shell_on_another_node_has_jobs_of_its_own(shell: Terminal) -> None:
     shell.type("\x03")
     shell.expect(r"root@node2:[^ ]*# ")
     assert shell.run("echo $?") == "130\n"
-    shell.type("cat\r")
-    shell.expect("cat\r\n")
+    shell.type("echo rea''dy; cat\r")
+    shell.expect("ready\r\n")
     shell.type("once\r")
     shell.expect("once\r\nonce\r\n")
     shell.type("\x1a")
     shell.expect("Stopped")
     shell.expect(r"root@node2:[^ ]*# ")
     assert "cat" in shell.run("jobs")
-    shell.type("fg\r")
-    shell.expect("cat\r\n")
+    shell.type("echo rea''dy; fg\r")
+    shell.expect("ready\r\n.*cat\r\n")
     shell.type("more\r")
     shell.expect("more\r\nmore\r\n")
     shell.type("\x04")
@@ -205,8 +207,8 @@ def test_raw_mode_and_back(shell: Terminal) -> None:
 
 
 def test_the_terminal_survives_the_daemons(shell: Terminal, trio: Cluster) -> None:
-    shell.type("onnode 2 cat\r")
-    shell.expect("cat\r\n")
+    shell.type("echo rea''dy; onnode 2 cat\r")
+    shell.expect("ready\r\n")
     for node in (1, 2):
         kill_daemon(trio, node)
         wait_until(lambda n=node: trio.try_run(n, "cluster").out == "1-3\n", "it is back")  # type: ignore[misc]

@@ -30,7 +30,7 @@ from ssi.node.process.caller import MAX_PID, MAX_UID, read_caller
 from ssi.node.process.descriptors import Descriptor, open_on_root
 from ssi.node.process.device import Device
 from ssi.node.process.ghosts import start_of
-from ssi.node.process.jobcontrol import list_group, session_of
+from ssi.node.process.jobcontrol import list_group, parent_of, session_of
 from ssi.node.process.orders import FROM_KERNEL
 from ssi.node.process.remotefiles import RemoteFiles
 from ssi.node.process.signals import deliver
@@ -503,9 +503,15 @@ class Bodies:
         """Return the handle of a ghost's descriptor."""
         return body.serial << FD_BITS | fd
 
-    def of_session(self, session: int) -> Body | None:
-        """Return a body of a session."""
-        return next((body for body in self.all if session_of(body.pid) == session), None)
+    def above(self, pid: int) -> Body | None:
+        """Return the body that process `pid` of the same session is, or descends from."""
+        bodies = {body.pid: body for body in self.all}
+        session = session_of(pid)
+        while pid and session_of(pid) == session:
+            if body := bodies.get(pid):
+                return body
+            pid = parent_of(pid)
+        return None
 
     def count(self, handle: int) -> None:
         """Take it that a descriptor of this handle has been opened."""

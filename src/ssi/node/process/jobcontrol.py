@@ -55,6 +55,14 @@ def session_of(pid: int) -> int:
         return 0
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of `pid`; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
 def _is_orphaned(group: int) -> bool:
     """Tell whether no member's parent is in another group of the session, to continue it."""
     for pid in list_group(group):

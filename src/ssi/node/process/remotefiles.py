@@ -208,7 +208,7 @@ class RemoteFiles:
         return handle
 
     async def _open_terminal(self, number: int, thread: int) -> int | None:
-        body = self._bodies.of_session(os.getsid(thread))
+        body = self._bodies.above(read_caller(thread).pid)
         if body is None or not body.tty:
             return None
         base = self._bodies.handle_of(body, 0)
