@@ -97,15 +97,15 @@ def test_who_reads_in_the_background_is_stopped(shell: Terminal) -> None:
     shell.expect("typed\r\ntyped\r\n")
     shell.type("\x1a")
     shell.expect("Stopped")
-    assert shell.run("bg; kill %1; wait %1; echo $?").splitlines()[-1] == "143"
+    assert shell.run("kill %1; kill -CONT %1; wait %1; echo $?").splitlines()[-1] == "143"
 
 
 def test_a_shell_on_another_node_has_jobs_of_its_own(shell: Terminal) -> None:
     shell.type("onnode 2 bash\r")
     shell.expect(r"root@node2:[^ ]*# ")
     assert shell.run("hostname") == "node2\n"
-    shell.type("sleep 1000\r")
-    shell.expect("sleep 1000\r\n")
+    shell.type("sh -c 'echo slee''ping; exec sleep 1000'\r")
+    shell.expect("sleeping\r\n")
     shell.type("\x03")
     shell.expect(r"root@node2:[^ ]*# ")
     assert shell.run("echo $?") == "130\n"
