@@ -32,6 +32,7 @@ from ssi.node.leave import leave, power_off
 from ssi.node.local import LocalServer
 from ssi.node.logs import NodeLog
 from ssi.node.members import Members
+from ssi.node.proc.service import Proc
 from ssi.node.process.space import ProcessSpace
 from ssi.node.rootlog import RootLog
 from ssi.node.runner import Runner
@@ -69,6 +70,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
         space = ProcessSpace(cluster, ics, launcher)
+        proc = Proc(cluster, ics, launcher, space.places)
         init = InitServices(cluster, launcher, settings.console)
         Runner(launcher).register(ics)
         facts = Facts(settings.cluster, cluster)
@@ -83,7 +85,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
             if await boot.run():
                 services = (
                     launcher.run(), space.run(), forget_orphans(launcher), rootlog.run(),
-                    nodefiles.tidy(settings.node),
+                    nodefiles.tidy(settings.node), proc.run(),
                 )  # fmt: skip
                 opening.extend(map(group.create_task, services))
                 group.create_task(init.run())

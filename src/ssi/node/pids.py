@@ -23,6 +23,8 @@ RANGE = 1 << BITS
 
 LAST = Path("/proc/sys/kernel/ns_last_pid")
 HIGHEST = Path("/proc/sys/kernel/pid_max")
+NODE = Path("/proc/sys/kernel/node")
+"""What /proc/PID/where says (proc-where.patch)."""
 
 MOST = 1 << 22
 
@@ -44,6 +46,7 @@ def origin_of(pid: int) -> int:
 def claim_range(node: int) -> None:
     """Have this kernel give PIDs of `node` from now on."""
     highest = first_pid(node) + RANGE
+    NODE.write_text(f"{node}\n")
     if int(HIGHEST.read_text()) != highest:
         HIGHEST.write_text(f"{highest}\n")
         LAST.write_text(f"{first_pid(node) + secrets.randbelow(RANGE - 2 * SPARE)}\n")

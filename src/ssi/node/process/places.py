@@ -30,6 +30,16 @@ class Places:
         """Tell whether a process of this node only stands for one elsewhere."""
         return pid in self._stand_ins or self._ghosts.find(pid) is not None
 
+    @property
+    def hidden(self) -> set[int]:
+        """All processes of this node that only stand for one elsewhere."""
+        return self._ghosts.pids | self._stand_ins.pids
+
+    @property
+    def terminals(self) -> dict[int, int]:
+        """The device number of the terminal, at home, of each body that has one."""
+        return {body.pid: body.tty for body in self._bodies.all if body.pid and body.tty}
+
     def is_ghost(self, pid: int) -> bool:
         """Tell whether it is a ghost here."""
         return self._ghosts.find(pid) is not None

@@ -1,0 +1,1 @@
+"""The clusterwide /proc: a FUSE file system over the kernel's own, in the userland."""

@@ -1,0 +1,108 @@
+"""The FUSE descriptor: requests are taken from it, each answered by a task of its own.
+
+The launcher keeps the descriptor. Requests that come while this daemon is restarted wait for the
+next one, and the kernel repeats those that were taken and not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+from ssi.node.proc import fuse
+from ssi.node.proc.fuse import UNANSWERED, Op, Request
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Request], Awaitable[bytes]]
+"""Returns the body of a reply, or raises OSError."""
+
+
+class Channel:
+    """A mounted file system's descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd` is ours from now on."""
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._answer: Answer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The kernel may wait with a notice for a page or folder that a request holds: who answers
+        # requests must not be who waits for that.
+        self._notifier = concurrent.futures.ThreadPoolExecutor(1, "proc-notices")
+
+    async def run(self, answer: Answer) -> None:
+        """Answer by `answer` until the file system is unmounted, or until cancelled."""
+        self._answer = answer
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._fd, self._take)
+        try:
+            await self._gone
+        finally:
+            loop.remove_reader(self._fd)
+            self._notifier.shutdown(wait=False, cancel_futures=True)
+            os.close(self._fd)
+
+    async def repeat(self) -> None:
+        """Have the kernel repeat what an earlier daemon has taken and not answered."""
+        await self.notify([fuse.pack_notice(fuse.NOTIFY_RESEND)])
+
+    async def notify(self, notices: Sequence[bytes]) -> None:
+        """Tell the kernel; what it does not know any more needs no telling."""
+        if notices:
+            await asyncio.get_running_loop().run_in_executor(self._notifier, self._tell, notices)
+
+    def _tell(self, notices: Sequence[bytes]) -> None:
+        for notice in notices:
+            with contextlib.suppress(FileNotFoundError):
+                os.write(self._fd, notice)
+
+    def _take(self) -> None:
+        try:
+            data = os.read(self._fd, fuse.BUFFER)
+        except OSError as error:
+            # ENOENT: the caller was killed before we came.
+            if error.errno not in {errno.EAGAIN, errno.EINTR, errno.ENOENT}:
+                self._end(error)
+            return
+        request = fuse.parse_request(data)
+        if request.op in UNANSWERED:
+            return
+        if request.op == Op.INIT:
+            self._reply(fuse.pack_reply(request.unique, fuse.pack_init(request.body)))
+            return
+        task = asyncio.get_running_loop().create_task(self._attend(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _end(self, error: OSError) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        if error.errno != errno.ENODEV:  # unmounted
+            logger.error("/proc: %s", error)
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    async def _attend(self, request: Request) -> None:
+        assert self._answer
+        try:
+            reply = fuse.pack_reply(request.unique, await self._answer(request))
+        except OSError as error:
+            reply = fuse.pack_reply(request.unique, error=error.errno or errno.EIO)
+        except Exception:
+            logger.exception("FUSE request %d of process %d", request.op, request.pid)
+            reply = fuse.pack_reply(request.unique, error=errno.EIO)
+        self._reply(reply)
+
+    def _reply(self, reply: bytes) -> None:
+        try:
+            os.write(self._fd, reply)
+        except FileNotFoundError:
+            pass  # the caller was killed meanwhile
+        except OSError as error:
+            logger.warning("/proc: an answer of %d bytes: %s", len(reply), error)
