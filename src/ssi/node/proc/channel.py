@@ -75,6 +75,7 @@ class Channel:
         if request.op in UNANSWERED:
             return
         if request.op == Op.INIT:
+            # What comes next waits for the answer.
             self._reply(fuse.pack_reply(request.unique, fuse.pack_init(request.body)))
             return
         task = asyncio.get_running_loop().create_task(self._attend(request))

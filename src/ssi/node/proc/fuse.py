@@ -155,6 +155,11 @@ NO_ENTRY = bytes(_ENTRY.size + _ATTR.size)
 """In a listing: the kernel is to ask about this name when it wants to know."""
 
 
+def pack_nothing(valid_s: float) -> bytes:
+    """Return the answer to a LOOKUP of what will not be there for so long."""
+    return Entry(Attributes(0, 0), valid_s).pack()
+
+
 def parse_request(data: bytes) -> Request:
     """Return the request in `data`, or raise ProtocolError."""
     if len(data) < _HEAD.size:

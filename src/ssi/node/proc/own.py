@@ -17,7 +17,7 @@ from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
 from ssi.node.ics.answering import Call
 from ssi.node.pids import RANGE
-from ssi.node.proc.rows import Row, mask_stat
+from ssi.node.proc.rows import NO_MEMORY, Memory, Row, mask_stat
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ FRESH_S = 0.1
 """Who asks sooner than that hears the same."""
 
 MAX_FILE = 16384
-MAX_CMDLINE = 32768
+MAX_MEMORY = 16384
+"""Bytes of a command line or an environment that are told; more than that few people read."""
+
 PART = 48 * 1024
 """Bytes of rows in a part, about."""
 
@@ -78,11 +80,23 @@ class _Watched:
         os.close(self._status)
 
 
-def _read_cmdlines(pids: Collection[int]) -> Mapping[int, str]:
+def _read_some(path: Path) -> bytes:
+    """Return the first bytes of a file, none of a process without memory."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_MEMORY)
+    except ProcessLookupError:
+        return b""
+
+
+def _read_memories(pids: Collection[int]) -> Mapping[int, Memory]:
     found = {}
     for pid in pids:
-        with contextlib.suppress(OSError), Path(f"/proc/{pid}/cmdline").open("rb") as file:
-            found[pid] = file.read(MAX_CMDLINE).decode("latin-1")
+        folder = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):
+            owner = (folder / "environ").stat()
+            cmdline, environ = (_read_some(folder / name) for name in ("cmdline", "environ"))
+            found[pid] = Memory(cmdline, environ, owner.st_uid, owner.st_gid)
     return found
 
 
@@ -102,7 +116,7 @@ class Own:
         """The last change that is not in `_gone` any more."""
         self._looked = 0.0
         self._lock = asyncio.Lock()
-        self._reading: asyncio.Future[Mapping[int, str]] | None = None
+        self._reading: asyncio.Future[Mapping[int, Memory]] | None = None
 
     async def answer(self, call: Call) -> Message:
         """Tell what has changed since what the caller knows, or all."""
@@ -116,7 +130,8 @@ class Own:
             if watched.row and (whole or self._changed[pid] > since):
                 row = watched.row
                 part.append(row.dump())
-                size += len(row.stat) + len(row.status) + 2 * len(row.cmdline)
+                size += len(row.stat) + len(row.status)
+                size += 2 * (len(row.memory.cmdline) + len(row.memory.environ))
             if size > PART:
                 await call.send({"rows": part})
                 part, size = [], 0
@@ -172,14 +187,14 @@ class Own:
                 self._forgotten = max(self._forgotten, self._gone.pop(next(iter(self._gone))))
 
     async def _make_rows(self, changed: Mapping[int, tuple[str, str]]) -> None:
-        cmdlines = await self._read_cmdlines(changed) if changed else {}
+        memories = await self._read_memories(changed) if changed else {}
         for pid, texts in changed.items():
             watched = self._watched[pid]
-            before = watched.row.cmdline if watched.row else ""
+            before = watched.row.memory if watched.row else NO_MEMORY
             terminal = self._placeholders.terminals.get(pid)
             try:
-                watched.row = Row.make(
-                    pid, mask_stat(texts[0], terminal), texts[1], cmdlines.get(pid, before)
+                watched.row = Row(
+                    pid, mask_stat(texts[0], terminal), texts[1], memories.get(pid, before)
                 )
             except ProtocolError as error:
                 logger.warning("process %d: %s", pid, error)
@@ -188,17 +203,14 @@ class Own:
             self._changed[pid] = self._number
             self._gone.pop(pid, None)
 
-    async def _read_cmdlines(self, pids: Collection[int]) -> Mapping[int, str]:
-        """Return what can be read of the command lines within a second.
-
-        They are in the processes' memory, of which one may be held for as long as the root is.
-        """
+    async def _read_memories(self, pids: Collection[int]) -> Mapping[int, Memory]:
+        """Return what can be read within a second: one may be held for as long as the root is."""
         if self._reading and not self._reading.done():
             return {}
         loop = asyncio.get_running_loop()
-        self._reading = loop.run_in_executor(None, _read_cmdlines, list(pids))
+        self._reading = loop.run_in_executor(None, _read_memories, list(pids))
         done, _ = await asyncio.wait({self._reading}, timeout=SLOW_S)
         if not done:
-            logger.warning("a command line is not to be read")
+            logger.warning("the memory of a process is held")
             return {}
         return self._reading.result()

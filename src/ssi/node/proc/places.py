@@ -17,16 +17,17 @@ FOLDER = stat.S_IFDIR | 0o555
 OWNERS_FOLDER = stat.S_IFDIR | 0o500
 LINK = stat.S_IFLNK | 0o777
 
-TABLE = ("stat", "status", "cmdline", "comm", "statm", "where")
+TABLE = ("stat", "status", "cmdline", "environ", "comm", "statm", "where")
 """Made of what nodes tell of all their processes."""
 
 NAMES = {
     **dict.fromkeys(TABLE, FILES),
+    "environ": OWNERS,
     **dict.fromkeys(("cwd", "exe", "root"), LINK),
-    **dict.fromkeys(("fd", "fdinfo", "map_files", "ns"), OWNERS_FOLDER),
+    **dict.fromkeys(("fd", "fdinfo", "ns"), OWNERS_FOLDER),
     "task": FOLDER,
     **dict.fromkeys((
-        "auxv", "environ", "io", "maps", "mountinfo", "mounts", "mountstats", "personality",
+        "auxv", "io", "maps", "mountinfo", "mounts", "mountstats", "personality",
         "smaps", "smaps_rollup", "stack", "syscall",
     ), OWNERS),
     **dict.fromkeys((

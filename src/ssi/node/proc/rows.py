@@ -46,37 +46,44 @@ def parse_status(status: str) -> Mapping[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """What a process has in its memory, and who may see that."""
+
+    cmdline: bytes = b""
+    environ: bytes = b""
+    uid: int = 0
+    gid: int = 0
+    """Root's where the process is not to be looked into."""
+
+
+NO_MEMORY = Memory()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """A process: the texts of its stat, status and cmdline, a character for each byte."""
+    """A process: the texts of its stat and status, a character for each byte, and its memory."""
 
     pid: int
     stat: str
     status: str
-    cmdline: str
-    uid: int
-    gid: int
-    """Effective IDs."""
-    start: int
-    """In ticks since its node was booted."""
+    memory: Memory
 
-    @classmethod
-    def make(cls, pid: int, stat: str, status: str, cmdline: str) -> Row:
-        """Return the row of these texts; raises ProtocolError."""
-        fields = parse_status(status)
-        try:
-            uid, gid = (int(fields[key].split()[1]) for key in ("Uid", "Gid"))
-        except (KeyError, ValueError, IndexError) as error:
-            raise ProtocolError(f"no status: {status:.60}") from error
-        if not (0 <= uid <= MAX_UID and 0 <= gid <= MAX_UID):
-            raise ProtocolError(f"users {uid} and {gid}")
-        start = int(split_stat(stat)[1][START - _FIRST])
-        return cls(pid, stat, status, cmdline, uid, gid, start)
+    def __post_init__(self) -> None:
+        """Raise ProtocolError if this is no process."""
+        split_stat(self.stat)
+
+    @property
+    def start(self) -> int:
+        """When it was started, in ticks since its node was booted."""
+        return int(split_stat(self.stat)[1][START - _FIRST])
 
     def dump(self) -> Message:
         """Return it as a message."""
         return {
             "pid": self.pid, "stat": self.stat, "status": self.status,
-            "cmdline": wire.put_bytes(self.cmdline.encode("latin-1")),
+            "cmdline": wire.put_bytes(self.memory.cmdline),
+            "environ": wire.put_bytes(self.memory.environ),
+            "uid": self.memory.uid, "gid": self.memory.gid,
         }  # fmt: skip
 
     @classmethod
@@ -85,8 +92,11 @@ class Row:
         texts = [wire.get_text(message, key) for key in ("stat", "status")]
         if not all(text.isascii() or max(text) <= "\xff" for text in texts):
             raise ProtocolError("a character that is no byte")
-        cmdline = wire.get_bytes(message, "cmdline").decode("latin-1")
-        return cls.make(wire.get_int(message, "pid", 1, MAX_PID), texts[0], texts[1], cmdline)
+        memory = Memory(
+            wire.get_bytes(message, "cmdline"), wire.get_bytes(message, "environ"),
+            wire.get_int(message, "uid", 0, MAX_UID), wire.get_int(message, "gid", 0, MAX_UID),
+        )  # fmt: skip
+        return cls(wire.get_int(message, "pid", 1, MAX_PID), texts[0], texts[1], memory)
 
     def render(self, name: str, node: int, shift: int) -> bytes:
         """Return the content of a file of places.TABLE.
@@ -100,7 +110,9 @@ class Row:
             case "status":
                 text = self.status
             case "cmdline":
-                text = self.cmdline
+                return self.memory.cmdline
+            case "environ":
+                return self.memory.environ
             case "comm":
                 text = split_stat(self.stat)[0].partition("(")[2][:-1] + "\n"
             case "statm":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import stat
@@ -108,6 +109,10 @@ class Tree:
         return await answer(request)
 
     async def _answer_lookup(self, request: Request) -> bytes:
+        place = place_of(request.node)
+        if place and not place.name and request.name not in NAMES:
+            # ps looks for a `ctty` in every folder.
+            return fuse.pack_nothing(LONG_S)
         return (await self._look_up(request)).pack()
 
     async def _answer_getattr(self, request: Request) -> bytes:
@@ -180,8 +185,9 @@ class Tree:
         began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         ticks = max(0, row.start + self._table.shift_of(node))
         attributes = Attributes(
-            place.node, place.mode, 0, row.uid, row.gid, round(began + ticks / HZ) * fuse.NANO
-        )
+            place.node, place.mode, 0, row.memory.uid, row.memory.gid,
+            round(began + ticks / HZ) * fuse.NANO,
+        )  # fmt: skip
         if not place.name:
             return Entry(attributes, SHORT_S, SHORT_S, row.start)
         return Entry(attributes, LONG_S if place.number < 0 else 0.0, 0.0, row.start)
@@ -190,10 +196,7 @@ class Tree:
         entry = self._foreign(place, node, row)
         size = len(self._render(place, node, row))
         self._sizes[place] = size
-        whole = Attributes(
-            place.node, place.mode, size, row.uid, row.gid, entry.attributes.mtime_ns
-        )
-        return Entry(whole, LONG_S, LONG_S, row.start)
+        return Entry(dataclasses.replace(entry.attributes, size=size), LONG_S, LONG_S, row.start)
 
     async def _look_up(self, request: Request) -> Entry:
         name = request.name
@@ -245,7 +248,7 @@ class Tree:
         if request.is_read and stat.S_ISREG(place.mode):
             data = await self._files.read(node, place, request.uid, fresh=True)
             now = time.time_ns()
-            return Attributes(shown.node, shown.mode, len(data), shown.uid, shown.gid, now), 0.0
+            return dataclasses.replace(shown, size=len(data), mtime_ns=now), 0.0
         return shown, 0.0
 
     # -- content ---------------------------------------------------------------------------------
@@ -272,7 +275,7 @@ class Tree:
         elif place.name == "task" and place.number >= 0:
             names = [
                 (name, mode) for name, mode in NAMES.items()
-                if name not in {"fd", "fdinfo", "map_files", "ns", "task", "where"}
+                if name not in {"fd", "fdinfo", "ns", "task", "where"}
             ]  # fmt: skip
         else:
             found = await self._files.list(node, place, request.uid)
