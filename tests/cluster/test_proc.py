@@ -82,9 +82,9 @@ def as_user(uid: int, *argv: str) -> list[str]:
 
 def test_every_process_once_and_as_its_own_node_shows_it(trio: Cluster, alices: Target) -> None:
     columns = ["ps", "-o", "pid=,ppid=,pgid=,sid=,tty=,euid=,nlwp=,args=", "-p", str(alices.pid)]
-    shown = {node: trio.run(node, *columns) for node in (1, 2, 3)}
+    shown = {node: trio.run(node, *columns).split() for node in (1, 2, 3)}
     assert shown[1] == shown[2] == shown[3]
-    assert shown[1].split()[:4] == [
+    assert shown[1][:4] == [
         str(number) for number in (alices.pid, alices.parent, alices.group, alices.session)
     ]
     for words in (["ps", "-ef"], ["ps", "axj"], ["ps", "axjf"], ["top", "-b", "-n1", "-w200"]):
