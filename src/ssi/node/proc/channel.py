@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
+from ssi.common.errors import ProtocolError
 from ssi.node.proc import fuse
 from ssi.node.proc.fuse import UNANSWERED, Op, Request
 
@@ -71,7 +72,11 @@ class Channel:
             if error.errno not in {errno.EAGAIN, errno.EINTR, errno.ENOENT}:
                 self._end(error)
             return
-        request = fuse.parse_request(data)
+        try:
+            request = fuse.parse_request(data)
+        except ProtocolError:
+            logger.exception("/proc")
+            return
         if request.op in UNANSWERED:
             return
         if request.op == Op.INIT:

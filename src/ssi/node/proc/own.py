@@ -141,6 +141,11 @@ class Own:
             "booted": time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
         }  # fmt: skip
 
+    def close(self) -> None:
+        """Look no more."""
+        for pid in list(self._watched):
+            self._drop(pid)
+
     async def look(self) -> None:
         """See what has changed."""
         async with self._lock:
