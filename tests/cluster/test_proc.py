@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -82,9 +83,9 @@ def as_user(uid: int, *argv: str) -> list[str]:
 
 def test_every_process_once_and_as_its_own_node_shows_it(trio: Cluster, alices: Target) -> None:
     columns = ["ps", "-o", "pid=,ppid=,pgid=,sid=,tty=,euid=,nlwp=,args=", "-p", str(alices.pid)]
-    shown = {node: trio.run(node, *columns).split() for node in (1, 2, 3)}
+    shown = {node: trio.run(node, *columns) for node in (1, 2, 3)}
     assert shown[1] == shown[2] == shown[3]
-    assert shown[1][:4] == [
+    assert shown[1].split()[:4] == [
         str(number) for number in (alices.pid, alices.parent, alices.group, alices.session)
     ]
     for words in (["ps", "-ef"], ["ps", "axj"], ["ps", "axjf"], ["top", "-b", "-n1", "-w200"]):
@@ -94,6 +95,28 @@ def test_every_process_once_and_as_its_own_node_shows_it(trio: Cluster, alices: 
         counted = collections.Counter(pids)
         assert counted[str(alices.pid)] == 1, words
         assert max(counted.values()) == 1, words
+
+
+def test_a_process_that_is_not_at_home_is_shown_where_it_runs(trio: Cluster) -> None:
+    """By each node once: neither its ghost nor the stand-ins of its parents are processes."""
+    script = "import os, threading; print(os.getpid(), os.getppid(), flush=True); "
+    words = ["onnode", "2", "python3", "-c", f"{script}threading.Event().wait()", "away"]
+    process = trio.ssi.person.start(
+        ["ssi", "exec", "-c", str(trio.number), "1", "--", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    pid, parent = map(int, process.stdout.readline().split())
+    assert pid >> 15 == 1
+    for node in (1, 2, 3):
+        listed = trio.run(node, "ps", "-e", "-o", "pid=").split()
+        assert max(collections.Counter(listed).values()) == 1
+        assert str(pid) in listed
+        assert trio.run(node, "ps", "-o", "ppid=", "-p", str(pid)).split() == [str(parent)]
+        assert trio.run(node, "ps", "-o", "args=", "-p", str(pid)).split()[-1] == "away"
+        assert trio.run(node, "cat", f"/proc/{pid}/where") == "2\n"
+    trio.run(3, "kill", str(pid))
+    process.wait()
 
 
 def test_start_times_are_true(trio: Cluster, alices: Target) -> None:
