@@ -62,7 +62,7 @@ def main() -> int:
     with running(2) as cluster:
         install(cluster)
         server = start_echo(cluster)
-        pid = int(cluster.run(2, "pgrep", "-x", "agetty"))
+        pid = int(cluster.run(2, "env", "SSI_PROC=local", "pgrep", "-x", "agetty"))
         for number in range(args.rounds):
             say(f"round {number + 1} of {args.rounds}")
             bare.append(measure(cluster, args.times, 0, ramdisk=True))

@@ -177,7 +177,11 @@ def check_service(chaos: Chaos) -> None:
     starts = [(int(node), float(moment)) for node, moment in chaos.lines("starts")]
     for (node, moment), (_, later) in itertools.pairwise(starts):
         assert chaos.died_between(node, moment, later), (node, moment, later, chaos.kills)
-    running = [n for n in NODES if chaos.cluster.run(n, "sh", "-c", "pgrep -f ^chaos-service||:")]
+    running = [
+        n
+        for n in NODES
+        if chaos.cluster.run(n, "sh", "-c", "SSI_PROC=local pgrep -f ^chaos-service||:")
+    ]
     assert len(running) == 1
     logger.info("%d starts of the service", len(starts))
 

@@ -79,7 +79,9 @@ def services(cluster: Cluster) -> list[tuple[int, str]]:
     """Return on which node which service runs."""
     found = []
     for node in cluster.nodes():
-        words = cluster.run(node, "sh", "-c", "ps -eo args | grep ^service- || true").splitlines()
+        words = cluster.run(
+            node, "sh", "-c", "SSI_PROC=local ps -eo args | grep ^service- || true"
+        ).splitlines()
         found += [(node, line.split()[0].removeprefix("service-")) for line in words]
     return sorted(found)
 

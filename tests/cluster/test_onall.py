@@ -15,6 +15,7 @@ USER = "mole"
 INTERRUPTED = 130
 FAILED = 255
 GO = "/var/tmp/go"
+LOCAL = ("env", "SSI_PROC=local")
 WAIT = f"echo here; while [ ! -e {GO} ]; do sleep 0.1; done; echo there"
 
 
@@ -49,7 +50,9 @@ def shell(trio: Cluster) -> Iterator[Terminal]:
 
 def sleepers(cluster: Cluster) -> list[int]:
     """Return the nodes on which a command still sleeps."""
-    return [n for n in (1, 2, 3) if cluster.try_run(n, "pgrep", "-f", "slee[p]").status == 0]
+    return [
+        n for n in (1, 2, 3) if cluster.try_run(n, *LOCAL, "pgrep", "-f", "slee[p]").status == 0
+    ]
 
 
 def as_user(script: str) -> list[str]:
@@ -224,6 +227,6 @@ def test_the_caller_s_node_dies_and_takes_his_commands_along(trio: Cluster) -> N
     wait_here(process, 2, 3)
     trio.crash(1)
     wait_until(
-        lambda: all(trio.try_run(n, "pgrep", "-x", "sleep").status == 1 for n in (2, 3)),
+        lambda: all(trio.try_run(n, *LOCAL, "pgrep", "-x", "sleep").status == 1 for n in (2, 3)),
         "all have ended",
     )
