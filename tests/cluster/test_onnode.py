@@ -62,6 +62,24 @@ def test_pipelines_over_several_nodes_lose_no_byte(trio: Cluster) -> None:
     assert len(set(sums)) == 1
 
 
+def test_it_is_shown_once_and_as_what_it_is(trio: Cluster) -> None:
+    script = """
+        onnode 2 sleep 1000 & pid=$!
+        until [ "$(cat /proc/$pid/comm)" = sleep ]; do :; done
+        for node in 1 2 3; do
+            onnode $node ps -o ppid=,pgid=,sid=,args= -p $pid; onnode $node cat /proc/$pid/where
+            onnode $node pgrep -x sleep
+        done | sort | uniq -c | sort -n
+        echo $pid $$; kill $pid
+    """
+    *lines, last = bash(trio, 1, script).splitlines()
+    pid, shell = last.split()
+    assert len(lines) == 3, lines
+    assert {"3", "2"} in [set(line.split()) for line in lines]
+    assert {"3", pid} in [set(line.split()) for line in lines]
+    assert any(line.split()[:2] == ["3", shell] and "sleep 1000" in line for line in lines)
+
+
 def test_who_writes_where_nobody_reads_dies_of_it(trio: Cluster) -> None:
     assert bash(trio, 1, "onnode 2 yes | head -2; echo ${PIPESTATUS[*]}") == "y\ny\n141 0\n"
 
@@ -184,7 +202,7 @@ def test_a_group_is_one_over_nodes(trio: Cluster) -> None:
     script = """
         set -m
         (onnode 2 sleep 1001 | onnode 3 sh -c 'sleep 1002 & sleep 1003' | sleep 1004) & group=$!
-        until onnode 3 pgrep -f 'sleep 1002' && onnode 2 pgrep -f 'sleep 1001'; do :; done
+        until pgrep -xf 'sleep 1002' && pgrep -xf 'sleep 1001'; do :; done
         onnode 3 kill -TERM -$group; wait
         onall pgrep -x sleep -g $group
         echo end

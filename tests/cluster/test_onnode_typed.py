@@ -184,6 +184,7 @@ def test_python_is_interactive(shell: Terminal) -> None:
     shell.expect("please: ")
     shell.type("mole\r")
     shell.expect("'mole'")
+    shell.expect(">>> ")
     shell.type("\x04")
     shell.expect(PROMPT)
 

@@ -46,7 +46,8 @@ def origin_of(pid: int) -> int:
 def claim_range(node: int) -> None:
     """Have this kernel give PIDs of `node` from now on."""
     highest = first_pid(node) + RANGE
-    NODE.write_text(f"{node}\n")
+    if NODE.exists():  # a kernel without the patch has none
+        NODE.write_text(f"{node}\n")
     if int(HIGHEST.read_text()) != highest:
         HIGHEST.write_text(f"{highest}\n")
         LAST.write_text(f"{first_pid(node) + secrets.randbelow(RANGE - 2 * SPARE)}\n")

@@ -24,6 +24,7 @@ from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE, MAX_SIGNAL, Sending, send
 
 REMEMBERED = 1000
+TAKEN: Message = {"result": 0, "error": 0, "node": 0}
 NOBODY: Message = {"result": 0, "error": errno.ESRCH, "node": 0}
 
 # x86-64
@@ -117,9 +118,12 @@ class Foreign:
             node = self._places.find(pid)
             if node != self._places.node and self._places.is_ghost(pid):
                 try:
-                    return await self._asking.ask(node, call.name, call.body)
+                    there = await self._asking.ask(node, call.name, call.body)
                 except NodeLost:
-                    return NOBODY
+                    there = NOBODY
+                # Until its parent has heard of its end it is a zombie, which takes signals.
+                gone = there["error"] == errno.ESRCH
+                return TAKEN if gone and call.name == "signal" else there
             if self._places.is_placeholder(pid):
                 return NOBODY
             return {**await answer(call), "node": self._places.node}
@@ -214,6 +218,8 @@ class Foreign:
         for node in nodes:
             with contextlib.suppress(NodeLost):
                 answers.append(await self._asking.ask(node, "signal-group", body))
+        if all(answer["error"] == errno.ESRCH for answer in answers) and len(real) < len(members):
+            return TAKEN  # a zombie
         return next(
             (answer for answer in answers if not answer["error"]),
             max(answers, key=lambda answer: answer["error"] == errno.EPERM),

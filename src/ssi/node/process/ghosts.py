@@ -336,6 +336,8 @@ class Ghosts:
         await self._order(ghost, pack_order(Order.STATE, value=status, size=int(others)))
         if not os.WIFSTOPPED(status):
             ghost.over = not others
+            # It may have stopped with a body that was killed while it was stopped.
+            wake(ghost.pid)
         return {}
 
     async def _answer_end(self, call: Call) -> Message:
