@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+from typing import TYPE_CHECKING
 
-from support.clusters import Cluster
+if TYPE_CHECKING:
+    from support.clusters import Cluster
 
 SERVE = """
 import socket
