@@ -1,8 +1,8 @@
 /*
  * The SSI filter: which system calls ssid hears of before the kernel does them.
  *
- * Those that name a process which is not of this node, and those that name a process group, as its
- * members may be anywhere. What names nothing remote is decided here, in the kernel, and costs
+ * Those that name a process which is not of this node, and those that name a
+ * process group, as its members may be anywhere. What names nothing remote is decided here, in the kernel, and costs
  * nothing else.
  */
 #ifndef SSI_FILTER_H
@@ -36,6 +36,7 @@ static const struct filter_call {
 	uint32_t number, argument, signal;
 } FILTER_CALLS[] = {
 	{ __NR_kill, 0, 1 },
+	{ __NR_tkill, 0, 1 },
 	{ __NR_tgkill, 0, 2 },
 	{ __NR_rt_sigqueueinfo, 0, 1 },
 	{ __NR_rt_tgsigqueueinfo, 0, 2 },
@@ -43,6 +44,13 @@ static const struct filter_call {
 	{ __NR_getsid, 0, FILTER_NO_SIGNAL },
 	{ __NR_getpriority, 1, FILTER_NO_SIGNAL },
 	{ __NR_setpriority, 1, FILTER_NO_SIGNAL },
+	{ __NR_sched_setparam, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_getparam, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_setscheduler, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_getscheduler, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_setaffinity, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_getaffinity, 0, FILTER_NO_SIGNAL },
+	{ __NR_prlimit64, 0, FILTER_NO_SIGNAL },
 };
 
 /*

@@ -17,15 +17,13 @@ from ssi.node.applets.arguments import Parser, parse
 from ssi.node.cluster import Cluster
 from ssi.node.ics.ics import Ics
 from ssi.node.local import LocalServer, Output, Request
+from ssi.node.process.attributes import LIMITS
 from ssi.node.process.caller import read_caller
 from ssi.node.process.descriptors import describe
 from ssi.node.process.ghosts import Ghost
 from ssi.node.process.orders import Hello, Order, Report, pack_order, parse_hello, parse_report
 from ssi.node.process.space import ProcessSpace
 from ssi.node.runner import NOT_EXECUTABLE, NOT_FOUND, list_request_parts
-
-LIMITS = 16
-"""RLIM_NLIMITS, which Python does not tell."""
 
 
 class NotStarted(SsiError):

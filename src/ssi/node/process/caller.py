@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ssi.common import wire
@@ -14,6 +16,7 @@ from ssi.common.wire import Message
 MAX_UID = 2**32 - 1
 MAX_PID = 2**22
 MAX_GROUPS = 65536
+MAX_ADDRESS = 2**62
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,18 +64,31 @@ def read_caller(thread: int) -> Caller:
 
 
 def read_memory(thread: int, address: int, size: int) -> bytes:
-    """Return `size` bytes at `address` of a thread; raises OSError where nothing is there."""
-    fd = os.open(f"/proc/{thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, size, address)
-    finally:
-        os.close(fd)
+    """Return `size` bytes at `address` of a thread; raises OSError (EFAULT) where none are."""
+    with _memory(thread, address, os.O_RDONLY) as fd:
+        data = os.pread(fd, size, address)
+    if len(data) < size:
+        raise OSError(errno.EFAULT, "nothing is there")
+    return data
 
 
 def write_memory(thread: int, address: int, data: bytes) -> None:
-    """Write `data` at `address` of a thread; raises OSError where nothing is there."""
-    fd = os.open(f"/proc/{thread}/mem", os.O_RDWR | os.O_CLOEXEC)
+    """Write `data` at `address` of a thread; raises OSError (EFAULT) where nothing is there."""
+    with _memory(thread, address, os.O_RDWR) as fd:
+        if os.pwrite(fd, data, address) < len(data):
+            raise OSError(errno.EFAULT, "nothing is there")
+
+
+@contextlib.contextmanager
+def _memory(thread: int, address: int, flags: int) -> Iterator[int]:
+    """Yield a descriptor of a thread's memory, in which `address` may be an offset."""
+    if address > MAX_ADDRESS:
+        raise OSError(errno.EFAULT, "no address")
+    fd = os.open(f"/proc/{thread}/mem", flags | os.O_CLOEXEC)
     try:
-        os.pwrite(fd, data, address)
+        yield fd
+    except OSError as error:
+        # The file itself says EIO.
+        raise OSError(errno.EFAULT, "nothing is there") from error
     finally:
         os.close(fd)

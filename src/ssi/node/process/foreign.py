@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +20,7 @@ from ssi.node.pids import origin_of
 from ssi.node.process.asking import Asking
 from ssi.node.process.caller import MAX_PID, read_caller, read_memory
 from ssi.node.process.jobcontrol import list_group, list_people
-from ssi.node.process.listener import GO_ON, HeldCall, Verdict
+from ssi.node.process.listener import GO_ON, HeldCall, Judge, Verdict
 from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE, MAX_SIGNAL, Sending, send
 
@@ -28,14 +29,23 @@ TAKEN: Message = {"result": 0, "error": 0, "node": 0}
 NOBODY: Message = {"result": 0, "error": errno.ESRCH, "node": 0}
 
 # x86-64
-KILL, TGKILL, SIGQUEUE, TGSIGQUEUE = 62, 234, 129, 297
+KILL, TKILL, TGKILL, SIGQUEUE, TGSIGQUEUE = 62, 200, 234, 129, 297
 GETPGID, GETSID, GETPRIORITY, SETPRIORITY = 121, 124, 140, 141
 
 PRIO_PROCESS = 0
 
+
+def _is_leader(pid: int) -> int:
+    """Return 0 if it is a process; raises OSError as pidfd_open does if it is another thread."""
+    if read_caller(pid).pid != pid:
+        raise OSError(errno.EINVAL, "a thread is no process")
+    return 0
+
+
 QUESTIONS: Mapping[str, Callable[[int], int]] = {
     "pgid": os.getpgid,
     "sid": os.getsid,
+    "leads": _is_leader,
     # As the system call has it: 40 (nice -20) to 1 (nice 19).
     "priority": lambda pid: 20 - os.getpriority(os.PRIO_PROCESS, pid),
 }
@@ -53,21 +63,23 @@ class Foreign:
         self._places = places
         self._sent: dict[str, Message] = {}
         """What came of signals: none is sent twice."""
-        self._calls: dict[int, Callable[[HeldCall], Awaitable[Verdict]]] = {
-            KILL: self._kill, TGKILL: self._tgkill, SIGQUEUE: self._sigqueue,
+        self.judges: dict[int, Judge] = {
+            KILL: self._kill, TKILL: self._tkill, TGKILL: self._tgkill, SIGQUEUE: self._sigqueue,
             TGSIGQUEUE: self._tgsigqueue, GETPGID: lambda call: self._ask_about(call, 0, "pgid"),
             GETSID: lambda call: self._ask_about(call, 0, "sid"),
             GETPRIORITY: self._getpriority, SETPRIORITY: self._setpriority,
         }  # fmt: skip
-        ics.serve("signal", self._pass_on(self._answer_signal))
+        """What judges a call, by its number."""
+        ics.serve("signal", self.pass_on(self._answer_signal))
+        ics.serve("signal-thread", self.pass_on(self._answer_signal_thread))
         ics.serve("signal-group", self._answer_signal_group)
         ics.serve("signal-all", self._answer_signal_all)
-        ics.serve("about", self._pass_on(self._answer_about))
-        ics.serve("renice", self._pass_on(self._answer_renice))
+        ics.serve("about", self.pass_on(self._answer_about))
+        ics.serve("renice", self.pass_on(self._answer_renice))
 
     async def judge(self, call: HeldCall) -> Verdict:
         """Return what becomes of `call`."""
-        judge = self._calls.get(call.number)
+        judge = self.judges.get(call.number)
         if judge is None:
             return GO_ON
         try:
@@ -82,10 +94,10 @@ class Foreign:
 
         One of those that each node has for itself is on this one.
         """
-        answer = await self._ask_where(pid, "about", {"pid": pid, "what": "pgid"})
+        answer = await self.ask_where(pid, "about", {"pid": pid, "what": "pgid"})
         return None if answer["error"] else wire.get_int(answer, "node", 1, MAX_NODE)
 
-    async def _ask_where(self, pid: int, name: str, body: Mapping[str, object]) -> Message:
+    async def ask_where(self, pid: int, name: str, body: Mapping[str, object]) -> Message:
         """Ask the node that knows where `pid` is; all, if that one is dead."""
         node = self._places.find(pid)
         nodes = [node]
@@ -101,7 +113,7 @@ class Foreign:
 
     async def _ask(self, pid: int, name: str, body: Mapping[str, object]) -> Verdict:
         """Return what became of a call that names process `pid`."""
-        return _read(await self._ask_where(pid, name, body))
+        return _read(await self.ask_where(pid, name, body))
 
     async def _ask_node(self, node: int, name: str, body: Mapping[str, object]) -> Verdict:
         """Ask `node` until it answers, or is dead."""
@@ -110,7 +122,7 @@ class Foreign:
         except NodeLost:
             return Verdict(error=errno.ESRCH)
 
-    def _pass_on(self, answer: Callable[[Call], Awaitable[Message]]) -> Handler:
+    def pass_on(self, answer: Callable[[Call], Awaitable[Message]]) -> Handler:
         """Return what answers a question about a process, or asks the node where its body is."""
 
         async def pass_on(call: Call) -> Message:
@@ -130,7 +142,7 @@ class Foreign:
 
         return pass_on
 
-    def _is_here(self, call: HeldCall, pid: int) -> bool:
+    def is_here(self, call: HeldCall, pid: int) -> bool:
         """Tell whether the kernel's own verdict is right: it is the caller, or runs here."""
         return pid == read_caller(call.thread).pid or self._places.find(pid) == self._places.node
 
@@ -139,33 +151,43 @@ class Foreign:
     async def _kill(self, call: HeldCall) -> Verdict:
         pid, number = call.int_at(0), call.int_at(1)
         if pid > 0:
-            return await self._send(call, pid, 0, number)
+            return await self.send(call, pid, 0, number)
         if pid == -1:
             return await self._kill_all(call, number)
         return await self._kill_group(call, -pid or os.getpgid(call.thread), number)
 
-    async def _tgkill(self, call: HeldCall) -> Verdict:
-        pid, thread, number = (call.int_at(index) for index in range(3))
-        return await self._send(call, pid, thread, number)
-
-    async def _sigqueue(self, call: HeldCall) -> Verdict:
-        info = read_memory(call.thread, call.arguments[2], INFO_SIZE)
-        return await self._send(call, call.int_at(0), 0, call.int_at(1), info)
-
-    async def _tgsigqueue(self, call: HeldCall) -> Verdict:
-        info = read_memory(call.thread, call.arguments[3], INFO_SIZE)
-        return await self._send(call, call.int_at(0), call.int_at(1), call.int_at(2), info)
-
-    async def _send(
-        self, call: HeldCall, pid: int, thread: int, number: int, info: bytes = b""
-    ) -> Verdict:
-        if pid < 0:
-            return Verdict(error=errno.EINVAL if thread else errno.ESRCH)
-        if self._is_here(call, pid):
+    async def _tkill(self, call: HeldCall) -> Verdict:
+        thread, number = call.int_at(0), call.int_at(1)
+        if thread < 0 or thread == call.thread or self._places.find(thread) == self._places.node:
             return GO_ON
         if not 0 <= number <= MAX_SIGNAL:
             return Verdict(error=errno.EINVAL)
-        if info and _is_forged(info):
+        sending = Sending(thread, thread, number, b"", read_caller(call.thread))
+        return await self._ask(thread, "signal-thread", self._render(call, sending))
+
+    async def _tgkill(self, call: HeldCall) -> Verdict:
+        pid, thread, number = (call.int_at(index) for index in range(3))
+        return await self.send(call, pid, thread, number)
+
+    async def _sigqueue(self, call: HeldCall) -> Verdict:
+        info = read_memory(call.thread, call.arguments[2], INFO_SIZE)
+        return await self.send(call, call.int_at(0), 0, call.int_at(1), info)
+
+    async def _tgsigqueue(self, call: HeldCall) -> Verdict:
+        info = read_memory(call.thread, call.arguments[3], INFO_SIZE)
+        return await self.send(call, call.int_at(0), call.int_at(1), call.int_at(2), info)
+
+    async def send(
+        self, call: HeldCall, pid: int, thread: int, number: int, info: bytes = b""
+    ) -> Verdict:
+        """Send a signal to a process, or one of its threads, wherever it is."""
+        if pid < 0:
+            return Verdict(error=errno.EINVAL if thread else errno.ESRCH)
+        if self.is_here(call, pid):
+            return GO_ON
+        if not 0 <= number <= MAX_SIGNAL:
+            return Verdict(error=errno.EINVAL)
+        if info and is_forged(info):
             return Verdict(error=errno.EPERM)
         sending = Sending(pid, thread, number, info, read_caller(call.thread))
         return await self._ask(pid, "signal", self._render(call, sending))
@@ -180,6 +202,17 @@ class Foreign:
         sending = Sending.load(call.body)
         session = wire.get_int(call.body, "session", 0, MAX_PID)
         return self._once(call, lambda: send(sending, session=session))
+
+    async def _answer_signal_thread(self, call: Call) -> Message:
+        """Only here is known of which process it is a thread."""
+        sending = Sending.load(call.body)
+        session = wire.get_int(call.body, "session", 0, MAX_PID)
+
+        def to_thread() -> None:
+            pid = read_caller(sending.thread).pid
+            send(dataclasses.replace(sending, pid=pid), session=session)
+
+        return self._once(call, to_thread)
 
     def _once(self, call: Call, action: Callable[[], None]) -> Message:
         """Do it, unless the caller's daemon was killed before it had our answer, and asks again."""
@@ -257,7 +290,7 @@ class Foreign:
         pid = call.int_at(index)
         if pid < 0:
             return Verdict(error=errno.ESRCH)
-        if self._is_here(call, pid):
+        if self.is_here(call, pid):
             return GO_ON
         return await self._ask(pid, "about", {"pid": pid, "what": what})
 
@@ -274,7 +307,7 @@ class Foreign:
 
     async def _setpriority(self, call: HeldCall) -> Verdict:
         which, pid, nice = (call.int_at(index) for index in range(3))
-        if which != PRIO_PROCESS or pid < 0 or self._is_here(call, pid):
+        if which != PRIO_PROCESS or pid < 0 or self.is_here(call, pid):
             return GO_ON
         caller = read_caller(call.thread)
         body = {"pid": pid, "nice": max(-20, min(19, nice)), "caller": caller.dump()}
@@ -302,7 +335,7 @@ def _read(answer: Message) -> Verdict:
     )
 
 
-def _is_forged(info: bytes) -> bool:
+def is_forged(info: bytes) -> bool:
     """Tell whether a siginfo claims to be the kernel's or kill's, which its sender may not."""
     code = int.from_bytes(info[8:12], "little", signed=True)
     return code >= 0 or code == -6  # SI_TKILL

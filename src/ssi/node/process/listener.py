@@ -20,16 +20,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from ssi.node.launcher import LISTENER, Launcher
+from ssi.node.process.caller import write_memory
 
 logger = logging.getLogger(__name__)
 
 # linux/seccomp.h
 RECEIVE = 0xC0502100
 SEND = 0xC0182101
+IS_VALID = 0x40082102
+PUT = 0x40182103
+SENDS = 2
 CONTINUE = 1
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
+_ID = struct.Struct("=Q")
+_PUT = struct.Struct("=QIIII")
 
 _INT = 1 << 32
 
@@ -66,6 +72,10 @@ class Verdict:
     result: int = 0
     error: int = 0
     goes_on: bool = False
+    written: tuple[int, bytes] | None = None
+    """What the caller is to find in its memory, and at which address."""
+    fd: int = -1
+    """A descriptor of ours that it is to have a duplicate of, whose number is the result."""
 
 
 GO_ON = Verdict(goes_on=True)
@@ -194,9 +204,36 @@ class Listener:
 
     def _send(self, call: HeldCall, verdict: Verdict) -> None:
         flags = CONTINUE if verdict.goes_on else 0
-        response = _RESPONSE.pack(call.id, verdict.result, -verdict.error, flags)
         try:
-            fcntl.ioctl(self._fd, SEND, response)
+            error = verdict.error or self._write(call, verdict)
+            if verdict.fd >= 0:
+                error = self._put(call, verdict.fd)
+            if error or verdict.fd < 0:
+                result = 0 if error else verdict.result
+                fcntl.ioctl(self._fd, SEND, _RESPONSE.pack(call.id, result, -error, flags))
         except OSError as error:
             if error.errno != errno.ENOENT:  # the caller was killed meanwhile
                 logger.warning("answering system call %d: %s", call.number, error)
+
+    def _put(self, call: HeldCall, fd: int) -> int:
+        """Answer with a duplicate of `fd`, which is closed; return the error number, or 0."""
+        try:
+            fcntl.ioctl(self._fd, PUT, _PUT.pack(call.id, SENDS, fd, 0, os.O_CLOEXEC))
+        except OSError as error:
+            # Gone, or it has no room for one.
+            return error.errno or errno.EMFILE
+        finally:
+            os.close(fd)
+        return 0
+
+    def _write(self, call: HeldCall, verdict: Verdict) -> int:
+        """Write what the caller is to find; return the error number, 0 if there is none."""
+        if verdict.written is None:
+            return 0
+        # If the caller was killed, its number may be somebody else's by now.
+        fcntl.ioctl(self._fd, IS_VALID, _ID.pack(call.id))
+        try:
+            write_memory(call.thread, *verdict.written)
+        except OSError as error:
+            return error.errno or errno.EFAULT
+        return 0

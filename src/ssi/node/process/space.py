@@ -8,6 +8,7 @@ from ssi.node.cluster import Cluster
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import Launcher
 from ssi.node.process.asking import Asking
+from ssi.node.process.attributes import Attributes
 from ssi.node.process.bodies import Bodies
 from ssi.node.process.device import Device
 from ssi.node.process.foreign import Foreign
@@ -29,6 +30,7 @@ class ProcessSpace:
         self.bodies = Bodies(cluster, ics, self.asking, launcher, stand_ins, Device())
         self.places = Places(cluster.node, self.ghosts, self.bodies, stand_ins)
         self.foreign = Foreign(cluster, self.asking, launcher, self.places, ics)
+        Attributes(self.foreign, ics)
 
     async def run(self) -> None:
         """Take part, once the root is mounted, until cancelled."""
