@@ -1,7 +1,7 @@
 /*
  * The SSI filter: which system calls ssid hears of before the kernel does them.
  *
- * Those that name a process which is not of this node, and those that name a
+ * Those that name a process which is not of this node, by its PID or a descriptor, and those that name a
  * process group, as its members may be anywhere. What names nothing remote is decided here, in the kernel, and costs
  * nothing else.
  */
@@ -51,6 +51,7 @@ static const struct filter_call {
 	{ __NR_sched_setaffinity, 0, FILTER_NO_SIGNAL },
 	{ __NR_sched_getaffinity, 0, FILTER_NO_SIGNAL },
 	{ __NR_prlimit64, 0, FILTER_NO_SIGNAL },
+	{ __NR_pidfd_open, 0, FILTER_NO_SIGNAL },
 };
 
 /*
@@ -62,7 +63,7 @@ static const struct filter_call {
  */
 static int filter_install(uint32_t first)
 {
-	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 4 };
+	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 6 };
 	const uint32_t end = first + (1U << PID_BITS);
 	struct sock_filter code[HEAD + CALLS * EACH + 1];
 	struct sock_fprog program = { .filter = code };
@@ -73,6 +74,9 @@ static int filter_install(uint32_t first)
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
 	code[at++] = (struct sock_filter)FILTER_LOAD(nr);
+	/* Which process its descriptor is of, ssid finds out. */
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, __NR_pidfd_send_signal, 0, 1);
+	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_USER_NOTIF);
 	for (size_t i = 0; i < CALLS; i++) {
 		const struct filter_call *call = &FILTER_CALLS[i];
 		uint32_t self = call->number == __NR_kill ? SECCOMP_RET_USER_NOTIF : SECCOMP_RET_ALLOW;

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from support.clusters import Cluster
+from support.clusters import Cluster, kill_daemon, wait_until
 
 # Somebody: says its PID and that of its other thread, then which signals come, with their values.
 TARGET = """\
@@ -134,7 +135,7 @@ def test_attributes_are_the_kernels_from_anywhere(
 
 def test_nobody_has_attributes(trio: Cluster) -> None:
     words = ("os.sched_getaffinity(pid)", "os.sched_getscheduler(pid)", "raw(200, pid, 0)",
-             "resource.prlimit(pid, CORE)")  # fmt: skip
+             "resource.prlimit(pid, CORE)", "os.pidfd_open(pid)")  # fmt: skip
     for pid in ((3 << 15) + 32000, (99 << 15) + 5):
         assert calls(trio, 1, ROOT, pid, *words) == ["ESRCH"] * len(words)
 
@@ -155,3 +156,165 @@ def test_taskset_and_prlimit(trio: Cluster, alices: Target) -> None:
     trio.run(1, "prlimit", "--pid", str(alices.pid), "--nofile=55:66")
     said = trio.run(2, "prlimit", "--pid", str(alices.pid), "--nofile", "--noheadings", "--raw")
     assert said.split()[-3:-1] == ["55", "66"]
+
+
+# -- descriptors ---------------------------------------------------------------------------------
+
+HOLDS = """\
+import os, select, signal, sys, time
+pid = int(sys.argv[1])
+fd = os.pidfd_open(pid)
+poll = select.poll()
+poll.register(fd, select.POLLIN)
+assert not os.get_inheritable(fd)
+assert poll.poll(100) == []
+try:
+    os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+except ChildProcessError:
+    print("no child", flush=True)
+while word := sys.stdin.readline().strip():
+    try:
+        print(signal.pidfd_send_signal(fd, int(word)), flush=True)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+print("ended" if poll.poll(60000) else "lives", flush=True)
+try:
+    # A zombie may be signalled until it has been waited for.
+    while True:
+        signal.pidfd_send_signal(fd, 0)
+        time.sleep(0.1)
+except ProcessLookupError:
+    print("gone", flush=True)
+"""
+
+
+class Holder:
+    """HOLDS, running on a node for a process of any node."""
+
+    def __init__(self, cluster: Cluster, node: int, pid: int) -> None:
+        words = ["ssi", "exec", "-c", str(cluster.number), str(node), "--"]
+        self._process = cluster.ssi.person.start(
+            [*words, "python3", "-c", HOLDS, str(pid)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert self.next_line() == "no child\n"
+
+    def next_line(self) -> str:
+        """Return the next line that it says."""
+        assert self._process.stdout
+        return self._process.stdout.readline().decode()
+
+    def send(self, number: int) -> str:
+        """Send a signal by its descriptor; return what came of it."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{number}\n".encode())
+        self._process.stdin.flush()
+        return self.next_line()
+
+    def wait(self) -> None:
+        """Have it wait for the end of the process, which comes."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.stdin = None
+        assert (self.next_line(), self.next_line()) == ("ended\n", "gone\n")
+        assert self._process.wait() == 0
+
+
+def list_held(cluster: Cluster, node: int) -> list[str]:
+    """Return for which processes `node` has stand-ins because of descriptors."""
+    words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "ls")
+    return cluster.ssi(*words, "/run/ssi/pidfds").split()
+
+
+def test_a_descriptor_of_a_process_elsewhere(trio: Cluster, alices: Target) -> None:
+    one, two = Holder(trio, 1, alices.pid), Holder(trio, 1, alices.pid)
+    assert list_held(trio, 1) == [str(alices.pid)]
+    assert one.send(0) == "None\n"
+    assert one.send(signal.SIGUSR1) == "None\n"
+    number, _, uid = alices.next_line().split()
+    assert (number, uid) == (str(int(signal.SIGUSR1)), str(ROOT))
+    assert two.send(99) == "OSError\n"
+    alices.end()
+    one.wait()
+    two.wait()
+    assert list_held(trio, 1) == []
+
+
+def sends(number: int, info: str = "None", flags: int = 0) -> str:
+    """Return the call that sends a signal by a descriptor of the process."""
+    return f"raw(424, os.pidfd_open(pid), {number}, {info}, {flags})"
+
+
+def test_who_may_send_by_a_descriptor_is_the_kernels_rule(trio: Cluster) -> None:
+    forged = "(18).to_bytes(4, 'little') + bytes(124)"
+    queued = "(10).to_bytes(4, 'little') + bytes(4) + b'\\xff' * 4 + bytes(116)"
+    words = (
+        sends(0), sends(10), sends(10, queued), sends(18, forged), sends(12, queued),
+        sends(0, flags=64),
+        "raw(434, pid, 1)", "raw(424, 0, 10, None, 0)", "raw(424, 99, 10, None, 0)",
+    )  # fmt: skip
+    for owners in ((ROOT,) * 3, (ALICE,) * 3, (ROOT, ALICE, ALICE)):
+        target = Target(trio, 2, *owners)
+        for sender in (ROOT, ALICE, BOB):
+            here, there = (calls(trio, node, sender, target.pid, *words) for node in (2, 1))
+            assert there == here, f"{sender} to {owners}"
+        target.end()
+
+
+def test_a_thread_has_no_descriptor(trio: Cluster, alices: Target) -> None:
+    assert calls(trio, 1, ALICE, alices.thread, "os.pidfd_open(pid)") == ["EINVAL"]
+
+
+# One without a terminal or the daemon's pipes, which sends a signal for each it gets.
+DETACHED = """\
+import os, select, signal, sys
+fd = os.pidfd_open(int(sys.argv[1]))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+print("holds", flush=True)
+for _ in range(2):
+    signal.sigwait({signal.SIGUSR2})
+    signal.pidfd_send_signal(fd, signal.SIGUSR1)
+poll = select.poll()
+poll.register(fd, select.POLLIN)
+print("ended" if poll.poll(60000) else "lives", flush=True)
+"""
+
+
+def test_a_descriptor_outlives_daemons(trio: Cluster, alices: Target) -> None:
+    script = 'setsid python3 -c "$0" "$1" >/root/holder 2>&1 </dev/null & echo $!'
+    holder = trio.run(1, "sh", "-c", script, DETACHED, str(alices.pid)).strip()
+    wait_until(lambda: trio.run(2, "cat", "/root/holder") == "holds\n", "it holds")
+    kill_daemon(trio, 1)
+    trio.run(2, "kill", "-USR2", holder)
+    assert alices.next_line().split()[0] == str(int(signal.SIGUSR1))
+    assert list_held(trio, 1) == [str(alices.pid)]
+    trio.run(2, "sh", "-c", f"kill -USR2 {holder}")
+    assert alices.next_line().split()[0] == str(int(signal.SIGUSR1))
+    kill_daemon(trio, 3)
+    trio.run(1, "kill", "-9", str(alices.pid))
+    wait_until(lambda: trio.run(1, "cat", "/root/holder") == "holds\nended\n", "it has ended")
+    assert list_held(trio, 1) == []
+    trio.run(2, "rm", "/root/holder")
+
+
+def test_a_descriptor_of_a_process_that_runs_elsewhere_still(trio: Cluster) -> None:
+    """Of its ghost's node, by which it is stopped as well."""
+    script = "onnode 3 sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"
+    pid = int(trio.run(1, "sh", "-c", script))
+    wait_until(lambda: trio.run(2, "where_pid", str(pid)) == "3\n", "it runs there")
+    holders = [Holder(trio, node, pid) for node in (1, 2, 3)]
+    for holder in holders:
+        for number, state in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S")):
+            assert holder.send(number) == "None\n"
+            wait_until(lambda state=state: trio.run(3, "ps", "-o", "s=", str(pid)) == f"{state}\n",  # type: ignore[misc]
+                       f"its state is {state}")  # fmt: skip
+    assert holders[1].send(signal.SIGTERM) == "None\n"
+    for holder in holders:
+        holder.wait()
+
+
+def test_a_descriptor_of_a_process_of_a_dead_node(trio: Cluster) -> None:
+    target = Target(trio, 3, ALICE)
+    holder = Holder(trio, 1, target.pid)
+    trio.crash(3)
+    holder.wait()

@@ -14,6 +14,7 @@ from ssi.node.process.device import Device
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.ghosts import Ghosts
 from ssi.node.process.listener import Listener
+from ssi.node.process.pidfds import Pidfds
 from ssi.node.process.places import Places
 from ssi.node.process.standins import StandIns
 
@@ -31,12 +32,14 @@ class ProcessSpace:
         self.places = Places(cluster.node, self.ghosts, self.bodies, stand_ins)
         self.foreign = Foreign(cluster, self.asking, launcher, self.places, ics)
         Attributes(self.foreign, ics)
+        self._pidfds = Pidfds(self.foreign, self.asking, self.places, stand_ins, ics)
 
     async def run(self) -> None:
         """Take part, once the root is mounted, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(Listener(self.foreign.judge).run(self._launcher))
             await self.bodies.run()
+            await self._pidfds.take_over()
             state = await self._cluster.wait_known()
             for node in state.view.alive - {self._cluster.node}:
                 group.create_task(self.ghosts.hold(node))

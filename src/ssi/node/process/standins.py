@@ -37,7 +37,7 @@ class StandIn:
         self.pid = pid
         self.client = client
         self.users: set[object] = set()
-        """Bodies born below it, and stand-ins forked from it."""
+        """Bodies born below it, stand-ins forked from it, and who has descriptors of it."""
         self.above = above
         self.ending: asyncio.TimerHandle | None = None
 
@@ -131,6 +131,19 @@ class StandIns:
             if one:
                 one.users.add(user)
             return one
+
+    async def hold(self, user: object, pid: int) -> None:
+        """Have one of that PID for `user`; raises OSError where something else here has it."""
+        async with self._lock:
+            (await self._find(pid, pid)).users.add(user)
+
+    async def release(self, user: object, pid: int) -> None:
+        """`user` does not need that one any more: it ends at once if nobody else does."""
+        async with self._lock:
+            if one := self._all.get(pid):
+                one.users.discard(user)
+                if not one.users:
+                    await self._end(one)
 
     async def _find_parent(self, parent: int, session: int) -> StandIn | None:
         return await self._find(parent, session) if origin_of(parent) else None
