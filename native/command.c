@@ -33,6 +33,7 @@ static const struct {
 	{ "clusternode_getstate", QUERY },
 	{ "runlevel", QUERY },
 	{ "where_pid", QUERY },
+	{ "fastnode", QUERY },
 	{ "onall", RELAY },
 };
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssi.node import daemonlogs, nodefiles
 from ssi.node.applets.api import Api
+from ssi.node.applets.fastnode import Fastnode
 from ssi.node.applets.init import InitApplets
 from ssi.node.applets.onall import Onall
 from ssi.node.applets.onnode import Onnode
@@ -29,6 +30,7 @@ from ssi.node.init.descent import Descent
 from ssi.node.init.services import InitServices
 from ssi.node.launcher import Launcher
 from ssi.node.leave import leave, power_off
+from ssi.node.load import Loads
 from ssi.node.local import LocalServer
 from ssi.node.logs import NodeLog
 from ssi.node.members import Members
@@ -74,10 +76,12 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         init = InitServices(cluster, launcher, settings.console)
         Runner(launcher).register(ics)
         facts = Facts(settings.cluster, cluster)
+        loads = Loads(cluster, ics)
         local = LocalServer(prepare=facts.wait_known)
         for applets in (
             Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster),
-            Onall(ics, facts), ProcessApplets(space.foreign), Onnode(cluster, ics, space),
+            Onall(ics, facts), ProcessApplets(space.foreign),
+            Onnode(cluster, ics, space, loads), Fastnode(loads),
         ):  # fmt: skip
             applets.register(local)
 

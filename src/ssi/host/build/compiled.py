@@ -19,7 +19,7 @@ COMMAND_NAMES = (
     "usr/bin/cluster", "usr/bin/clustername", "usr/bin/clusternode_avail",
     "usr/bin/clusternode_getstate", "usr/bin/clusternode_num", "usr/bin/clusternode_setstate",
     "usr/bin/clusternode_shutdown", "usr/bin/clreg", "usr/bin/onall",
-    "usr/bin/where_pid",
+    "usr/bin/where_pid", "usr/bin/fastnode",
     "usr/sbin/halt", "usr/sbin/poweroff", "usr/sbin/reboot", "usr/sbin/runlevel",
     "usr/sbin/shutdown", "usr/sbin/telinit",
 )  # fmt: skip
@@ -61,6 +61,7 @@ GENERATED = {
 
 LINKS = {
     "usr/lib/libssi.so": "libssi.so.1",
+    "usr/bin/fast": Path(ONNODE).name,
     **{name: os.path.relpath(COMMAND, Path(name).parent) for name in COMMAND_NAMES},
     PYTHON_PACKAGE: "../../ssi/src/ssi",
 }

@@ -1,4 +1,4 @@
-"""onnode: runs a command on another node, as if it ran here."""
+"""onnode, fast: run a command on another node, as if it ran here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ssi.common.wire import Message
 from ssi.node.applets.arguments import Parser, parse
 from ssi.node.cluster import Cluster
 from ssi.node.ics.ics import Ics
+from ssi.node.load import Loads
 from ssi.node.local import LocalServer, Output, Request
 from ssi.node.process.attributes import LIMITS
 from ssi.node.process.caller import read_caller
@@ -34,9 +35,10 @@ class NotStarted(SsiError):
 
 
 class Onnode:
-    """The command."""
+    """The command, by both its names."""
 
-    def __init__(self, cluster: Cluster, ics: Ics, space: ProcessSpace) -> None:
+    def __init__(self, cluster: Cluster, ics: Ics, space: ProcessSpace, loads: Loads) -> None:
+        self._loads = loads
         self._cluster = cluster
         self._ics = ics
         self._asking = space.asking
@@ -45,10 +47,11 @@ class Onnode:
     def register(self, server: LocalServer) -> None:
         """Have `server` answer by it."""
         server.serve("onnode", self.run)
+        server.serve("fast", self.run)
 
     async def run(self, request: Request, output: Output) -> int:
         """Have the caller become the ghost of its command."""
-        options = await parse(_parser(), request, output)
+        options = await parse(_parser(request.name), request, output)
         if options is None:
             return 0
         command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -61,7 +64,7 @@ class Onnode:
     ) -> int:
         # One that a daemon before this one knew comes with the same request.
         known = self._ghosts.find(request.pid)
-        node = known.node if known else options.node
+        node = known.node if known else await self._choose(options)
         if node == self._cluster.node:
             skipped = len(request.argv) - len(command)
             await output.order(pack_order(Order.HERE, value=skipped))
@@ -89,6 +92,11 @@ class Onnode:
             return NOT_FOUND if error == errno.ENOENT and what == command[0] else NOT_EXECUTABLE
         await self._ghosts.attend(ghost, request, output)
         return 0
+
+    async def _choose(self, options: argparse.Namespace) -> int:
+        """Return the node that is named, or for `fast` the one with the least to do."""
+        node: int = options.node if "node" in options else await self._loads.find_least()
+        return node
 
     async def _start(
         self, ghost: Ghost, wishes: Message, request: Request, command: list[str]
@@ -123,16 +131,22 @@ def _describe_caller(pid: int, hello: Hello) -> Message:
     }  # fmt: skip
 
 
+NAMED = "node NODE"
+LEAST = "the node with the least to do, which may be this one,"
+AS_HERE = (
+    "as if it ran here: with this terminal and these descriptors, folder, environment, limits and "
+    "rights, the same PID, in this process group and session. Its exit status is CMD's; 127 if "
+    "there is no CMD on the node, 126 if it cannot be run there or the node is not up. If the node "
+    "is lost, CMD has died of SIGKILL."
+)
+
+
 @functools.cache
-def _parser() -> Parser:
-    parser = Parser(
-        "onnode",
-        "Run CMD on node NODE as if it ran here: with this terminal and these descriptors, folder, "
-        "environment, limits and rights, the same PID, in this process group and session. Its exit "
-        "status is CMD's; 127 if there is no CMD on the node, 126 if it cannot be run there or the "
-        "node is not up. If the node is lost, CMD has died of SIGKILL.",
-    )
+def _parser(name: str) -> Parser:
+    where = LEAST if name == "fast" else NAMED
+    parser = Parser(name, f"Run CMD on {where} {AS_HERE}")
     parser.add_argument("-p", dest="pin", action="store_true", help="it stays on that node")
-    parser.add_argument("node", metavar="NODE", type=int, help="the node's number")
+    if name != "fast":
+        parser.add_argument("node", metavar="NODE", type=int, help="the node's number")
     parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
     return parser
