@@ -31,6 +31,7 @@ COMPLETED = {
     ("add", "words"): ABSENT, ("rm", "words"): NODES, ("stop", "cluster"): CLUSTERS,
     ("console", "cluster"): CLUSTERS, ("console", "node"): NODES,
     ("exec", "cluster"): CLUSTERS, ("exec", "node"): NODES,
+    ("ps", "cluster"): CLUSTERS, ("kill", "cluster"): CLUSTERS,
     ("logs", "cluster"): KEPT, ("logs", "nodes"): NODES,
     ("net", "cluster"): CLUSTERS, ("clean", "kept"): KEPT,
 }  # fmt: skip

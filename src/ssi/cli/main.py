@@ -9,11 +9,42 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ssi.cli import add, build, clean, completion, console, doctor, logs, ls, net, rm, start, stop
+from ssi.cli import (
+    add,
+    build,
+    clean,
+    completion,
+    console,
+    doctor,
+    kill,
+    logs,
+    ls,
+    net,
+    ps,
+    rm,
+    start,
+    stop,
+)
 from ssi.cli import exec as exec_
 from ssi.common.errors import SsiError
 
-VERBS = (build, start, add, rm, stop, ls, console, exec_, logs, net, doctor, clean, completion)
+VERBS = (
+    build,
+    start,
+    add,
+    rm,
+    stop,
+    ls,
+    console,
+    exec_,
+    ps,
+    kill,
+    logs,
+    net,
+    doctor,
+    clean,
+    completion,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 

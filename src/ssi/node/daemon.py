@@ -80,7 +80,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         local = LocalServer(prepare=facts.wait_known)
         for applets in (
             Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster),
-            Onall(ics, facts), ProcessApplets(space.foreign),
+            Onall(ics, facts), ProcessApplets(space.foreign, space.places),
             Onnode(cluster, ics, space, loads), Fastnode(loads),
         ):  # fmt: skip
             applets.register(local)

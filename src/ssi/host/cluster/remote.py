@@ -88,6 +88,31 @@ async def _run(place: ClusterPlace, request: Message, within_s: float | None) ->
             feeding.cancel()
 
 
+async def collect_output(place: ClusterPlace, node: int, argv: list[str]) -> bytes:
+    """Run `argv` on `node`, without input; return what it printed.
+
+    Raises SsiError when it fails, with what it said; NodeLost when the node dies.
+    """
+    written = {name: bytearray() for name in _OUTPUTS}
+    async with connect(place) as line:
+
+        def hear(message: Message) -> None:
+            if wire.get_text(message, "is") == "output":
+                name, data = (
+                    wire.get_word(message, "name", _OUTPUTS),
+                    wire.get_bytes(message, "data"),
+                )
+                written[name] += data
+                line.post({"is": "credit", "name": name, "bytes": len(data)})
+
+        request = {"do": "exec", "node": node, "argv": argv, "ramdisk": False}
+        answer = await converse(line, request, hear)
+    if answer.get("status") != 0:
+        said = written["stderr"].decode(errors="replace").strip()
+        raise SsiError(said or str(answer.get("why") or f"{argv[0]} failed"))
+    return bytes(written["stdout"])
+
+
 def run_command(
     place: ClusterPlace, node: int, argv: list[str], *, ramdisk: bool, within_s: float | None
 ) -> int:

@@ -1,15 +1,19 @@
-"""where_pid: on which node a process runs."""
+"""where_pid: on which node a process runs; api-processes: which are on this one."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
 
+from ssi.common import wire
 from ssi.common.errors import SsiError, UsageError
 from ssi.node.applets.arguments import Parser, parse
 from ssi.node.local import LocalServer, Output, Request
 from ssi.node.process.foreign import Foreign
+from ssi.node.process.places import Places
+from ssi.node.process.table import list_rows
 
 
 class NoProcess(SsiError):
@@ -20,14 +24,26 @@ class NoProcess(SsiError):
 
 
 class ProcessApplets:
-    """The command."""
+    """Both."""
 
-    def __init__(self, foreign: Foreign) -> None:
+    def __init__(self, foreign: Foreign, places: Places) -> None:
         self._foreign = foreign
+        self._places = places
 
     def register(self, server: LocalServer) -> None:
         """Have `server` answer by it."""
         server.serve("where_pid", self.where)
+        server.serve("api-processes", self.list_here)
+
+    async def list_here(self, request: Request, output: Output) -> int:
+        """Print this node's processes, an object a line; not the one that asks."""
+
+        def is_hidden(pid: int) -> bool:
+            return pid == request.pid or self._places.is_placeholder(pid)
+
+        for row in list_rows(is_hidden):
+            await output.write(wire.encode(dataclasses.asdict(row)))
+        return 0
 
     async def where(self, request: Request, output: Output) -> int:
         """Print the number of the node on which a process runs."""
