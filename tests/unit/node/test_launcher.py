@@ -34,6 +34,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def can_connect(path: Path) -> bool:
+    """Tell whether somebody listens there; that the file exists is not enough."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        return connection.connect_ex(os.fspath(path)) == 0
+
+
 @pytest.fixture
 def path(program: Path, tmp_path: Path) -> Iterator[Path]:
     """The socket of a running launcher."""
@@ -45,7 +51,7 @@ def path(program: Path, tmp_path: Path) -> Iterator[Path]:
     words = ["unshare", *own, "--mount", "--kill-child", "--", os.fspath(program)]
     process = subprocess.Popen([*words, "1", "/proc/self/ns/mnt", os.fspath(path)])
     deadline = time.monotonic() + WITHIN_S
-    while not path.exists():
+    while not can_connect(path):
         assert process.poll() is None, "it has ended"
         assert time.monotonic() < deadline
         time.sleep(0.01)
