@@ -575,6 +575,19 @@ static nfds_t list_starting(struct pollfd *pollers)
 	return count;
 }
 
+/* What a daemon has asked for before it was killed is done before the next one is heard. */
+static void serve_all(void)
+{
+	struct pollfd poller = { .fd = daemon_fd, .events = POLLIN };
+
+	while (daemon_fd >= 0 && poll(&poller, 1, 0) > 0) {
+		if (serve())
+			continue;
+		close(daemon_fd);
+		daemon_fd = -1;
+	}
+}
+
 static void greet(void)
 {
 	int daemon = accept4(server, NULL, NULL, SOCK_CLOEXEC);
@@ -607,10 +620,7 @@ static void serve_forever(void)
 			;
 		look_after_all();
 		reap();
-		if (pollers[2].revents && !serve()) {
-			close(daemon_fd);
-			daemon_fd = -1;
-		}
+		serve_all();
 		if (pollers[1].revents)
 			greet();
 	}
