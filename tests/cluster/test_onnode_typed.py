@@ -198,8 +198,9 @@ def test_a_password_is_asked_for_at_the_terminal(shell: Terminal) -> None:
 
 
 def test_raw_mode_and_back(shell: Terminal) -> None:
-    shell.run("stty sane; stty -a >/tmp/before")
-    shell.type("onnode 2 sh -c 'stty raw -echo; echo rea''dy; head -c 3 | od -c; stty sane'\r")
+    shell.run("stty -a >/tmp/before")
+    shell.type("onnode 2 sh -c 'old=$(stty -g); stty raw -echo; echo rea''dy; ")
+    shell.type("head -c 3 | od -c; stty $old'\r")
     shell.expect("ready")
     shell.type("a\x03\x1a")
     shell.expect(r"a +003 +032")
