@@ -183,6 +183,7 @@ def test_interrupting_reaches_all_nodes(shell: Terminal, trio: Cluster) -> None:
         shell.expect(r"node\d: here\r\n")
     shell.type("\x03")
     shell.expect(f"onall: node1-3: exit status {INTERRUPTED}\r\n")
+    shell.expect(r"root@node1:[^ ]*# ")
     assert shell.run("echo $?") == f"{INTERRUPTED}\n"
     assert not sleepers(trio)
 
