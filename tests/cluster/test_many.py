@@ -45,7 +45,7 @@ def settle(cluster: Cluster, before: dict[int, int]) -> None:
             return left == [0, 0, 0] and now <= fds + 8
 
         # pkill has a descriptor of each process, and so stand-ins of those elsewhere, one by one.
-        wait_until(is_settled, f"node{node}: {count(cluster, node)}", within_s=180)
+        wait_until(is_settled, f"node{node}: {count(cluster, node)}", within_s=400)
 
 
 @pytest.mark.slow
