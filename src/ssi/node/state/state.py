@@ -7,6 +7,7 @@ import dataclasses
 from ssi.common import wire
 from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
+from ssi.node.state.fifos import Fifos
 from ssi.node.state.init import Init
 from ssi.node.state.registers import Registers
 from ssi.node.state.replica import Machine
@@ -20,6 +21,7 @@ class State:
     view: View = dataclasses.field(default_factory=View)
     init: Init = dataclasses.field(default_factory=Init)
     registers: Registers = dataclasses.field(default_factory=Registers)
+    fifos: Fifos = dataclasses.field(default_factory=Fifos)
 
 
 def _apply(state: State, _: int, operation: Message) -> State:
@@ -31,13 +33,16 @@ def _apply(state: State, _: int, operation: Message) -> State:
             return dataclasses.replace(state, init=state.init.apply(operation, state.view))
         case "registers":
             return dataclasses.replace(state, registers=state.registers.apply(operation))
+        case "fifos":
+            return dataclasses.replace(state, fifos=state.fifos.apply(operation, state.view))
         case _:
             raise ProtocolError(f"no part of the state: {part!r:.40}")
 
 
 def _dump(state: State) -> Message:
     return {
-        "view": state.view.dump(), "init": state.init.dump(), "registers": state.registers.dump()
+        "view": state.view.dump(), "init": state.init.dump(), "registers": state.registers.dump(),
+        "fifos": state.fifos.dump(),
     }  # fmt: skip
 
 
@@ -45,6 +50,7 @@ def _load(message: Message) -> State:
     return State(
         View.load(wire.get_object(message, "view")), Init.load(wire.get_object(message, "init")),
         Registers.load(wire.get_object(message, "registers")),
+        Fifos.load(wire.get_object(message, "fifos")),
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""FIFOs of the shared root: one pipe for all nodes."""
