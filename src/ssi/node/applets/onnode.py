@@ -21,7 +21,7 @@ from ssi.node.local import LocalServer, Output, Request
 from ssi.node.process.attributes import LIMITS
 from ssi.node.process.caller import read_caller
 from ssi.node.process.descriptors import describe
-from ssi.node.process.ghosts import Ghost
+from ssi.node.process.ghost import Ghost
 from ssi.node.process.orders import Hello, Order, Report, pack_order, parse_hello, parse_report
 from ssi.node.process.space import ProcessSpace
 from ssi.node.runner import NOT_EXECUTABLE, NOT_FOUND, list_request_parts
@@ -77,9 +77,18 @@ class Onnode:
         kind, _, _, data = parse_report(await request.inbox.receive_report())
         if kind != Report.HELLO:
             raise ProtocolError(f"a report of kind {kind} before the first")
+        hello = parse_hello(data)
+        if hello.keeps:
+            # Its command is not to be run again.
+            if known:
+                await self._ghosts.attend(known, request, output)
+            return 0
         ghost = self._ghosts.begin(request.pid, node)
+        if ghost.adopted:
+            await self._ghosts.attend(ghost, request, output)
+            return 0
         try:
-            wishes = _describe_caller(request.pid, parse_hello(data))
+            wishes = _describe_caller(request.pid, hello)
             wishes.update(id=ghost.id, pinned=options.pin)
             answer = await self._start(ghost, wishes, request, command)
         except BaseException:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 
 from ssi.common import wire
 from ssi.common.errors import SsiError, UsageError
 from ssi.node.applets.arguments import Parser, parse
+from ssi.node.launcher import Launcher
 from ssi.node.local import LocalServer, Output, Request
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.places import Places
@@ -26,9 +28,10 @@ class NoProcess(SsiError):
 class ProcessApplets:
     """Both."""
 
-    def __init__(self, foreign: Foreign, places: Places) -> None:
+    def __init__(self, foreign: Foreign, places: Places, launcher: Launcher) -> None:
         self._foreign = foreign
         self._places = places
+        self._launcher = launcher
 
     def register(self, server: LocalServer) -> None:
         """Have `server` answer by it."""
@@ -36,13 +39,19 @@ class ProcessApplets:
         server.serve("api-processes", self.list_here)
 
     async def list_here(self, request: Request, output: Output) -> int:
-        """Print this node's processes, an object a line; not the one that asks."""
+        """Print this node's processes, an object a line; not the one that asks.
+
+        Without --all, nor what this daemon has in the userland for itself: the launcher, whose
+        parent may have been an earlier one, and what writes its log.
+        """
+        everything = request.argv[1:] == ("--all",)
 
         def is_hidden(pid: int) -> bool:
             return pid == request.pid or self._places.is_placeholder(pid)
 
-        for row in list_rows(is_hidden):
-            await output.write(wire.encode(dataclasses.asdict(row)))
+        for row in list_rows(is_hidden, everything=everything):
+            if everything or (row.pid != self._launcher.pid and row.ppid != os.getpid()):
+                await output.write(wire.encode(dataclasses.asdict(row)))
         return 0
 
     async def where(self, request: Request, output: Output) -> int:

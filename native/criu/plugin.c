@@ -1,0 +1,271 @@
+/*
+ * CRIU's plugin: the two places in which a move waits for the node daemon's word, and the descriptors
+ * that are the remote device's.
+ *
+ * The daemon decides; between "dumped" and its answer the process is held where it was, between "ready"
+ * and its answer where it is to be. A daemon that dies meanwhile is waited for.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "become.h"
+#include "move.h"
+
+/* As criu/include/criu-plugin.h has them; they are a stable interface. */
+enum { STAGE_DUMP = 0 };
+enum { HOOK_DUMP_UNIX_SOCKET = 0, HOOK_DUMP_EXT_FILE = 2, HOOK_RESTORE_EXT_FILE = 3, HOOK_RESUME_DEVICES_LATE = 9,
+       HOOK_CHECKPOINT_DEVICES = 11, HOOKS = 12 };
+enum { PLUGIN_VERSION = 2 << 8 };
+
+struct plugin {
+	const char *name;
+	int (*init)(int stage);
+	void (*exit)(int stage, int result);
+	unsigned int version, hooks_count;
+	void *hooks[HOOKS];
+};
+
+extern struct plugin CR_PLUGIN_DESC;
+
+enum { AGAIN_MS = 200 };
+
+static pid_t held;
+
+/* A packet from the daemon, and a descriptor that may have come with it. */
+struct answer {
+	union {
+		struct move_answer head;
+		char bytes[MOVE_MAX];
+	} packet;
+	size_t size;
+	int fd;
+};
+
+/* -- the daemon ------------------------------------------------------------------------------- */
+
+static int connect_daemon(void)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = MOVE_SOCKET };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address))) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static bool receive(int fd, struct answer *answer)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = { .iov_base = &answer->packet, .iov_len = sizeof(answer->packet) };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1,
+		.msg_control = control.bytes, .msg_controllen = sizeof(control.bytes),
+	};
+	ssize_t size;
+	struct cmsghdr *head;
+
+	do
+		size = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+	while (size < 0 && errno == EINTR);
+	if (size < (ssize_t)sizeof(answer->packet.head))
+		return false;
+	answer->size = (size_t)size;
+	answer->fd = -1;
+	head = CMSG_FIRSTHDR(&message);
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+		memcpy(&answer->fd, CMSG_DATA(head), sizeof(answer->fd));
+	return true;
+}
+
+/* Asks until a daemon has answered. */
+static void ask(uint32_t question, int number, struct answer *answer)
+{
+	struct move_request request = { .question = question, .number = number };
+	const char *id = getenv(MOVE_VARIABLE);
+
+	if (id)
+		memcpy(request.id, id, strnlen(id, sizeof(request.id)));
+	for (;;) {
+		const int fd = connect_daemon();
+
+		if (fd >= 0) {
+			const bool answered = send(fd, &request, sizeof(request), MSG_NOSIGNAL) > 0 &&
+				receive(fd, answer);
+
+			close(fd);
+			if (answered)
+				return;
+		}
+		(void)poll(NULL, 0, AGAIN_MS);
+	}
+}
+
+/* -- leaving ---------------------------------------------------------------------------------- */
+
+static int hear_of_process(int pid)
+{
+	held = pid;
+	return 0;
+}
+
+static int dump_file(int fd, int id)
+{
+	struct stat file;
+
+	(void)id;
+	/* The daemon finds out of which handle it is. */
+	if (fstat(fd, &file) || !S_ISCHR(file.st_mode))
+		return -ENOTSUP;
+	return 0;
+}
+
+static bool has_name(socklen_t size)
+{
+	return size > sizeof(sa_family_t);
+}
+
+/* Half a pair: the daemon replaces it in the images. What has a name is connected to somebody else. */
+static int dump_socket(int fd, int id)
+{
+	struct sockaddr_un own, other;
+	socklen_t own_size = sizeof(own), other_size = sizeof(other), size = sizeof(int);
+	int type = 0;
+
+	(void)id;
+	if (!getenv(MOVE_VARIABLE) || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) ||
+	    type != SOCK_STREAM || getsockname(fd, (struct sockaddr *)&own, &own_size) ||
+	    has_name(own_size) || getpeername(fd, (struct sockaddr *)&other, &other_size) ||
+	    has_name(other_size))
+		return -ENOTSUP;
+	return 0;
+}
+
+static void kill_held(void)
+{
+	pid_t pid;
+	int status;
+
+	(void)kill(held, SIGKILL);
+	/* Its threads, which we trace as well, first: the process has not ended until we have seen that. */
+	do
+		pid = waitpid(-1, &status, __WALL);
+	while (pid >= 0 && (pid != held || WIFSTOPPED(status)));
+}
+
+/* Takes the words apart that a ghost is made of; false if they are not whole. */
+static bool read_ghost(struct answer *answer, struct ghost *ghost)
+{
+	const size_t count = answer->packet.head.words;
+	char *next = answer->packet.bytes + sizeof(answer->packet.head);
+	char *end = answer->packet.bytes + answer->size;
+
+	if (count < 2 || count > GHOST_ARGUMENTS || answer->packet.head.variables != 1)
+		return false;
+	for (size_t i = 0; i < count; i++) {
+		char *stop = memchr(next, 0, (size_t)(end - next));
+
+		if (!stop)
+			return false;
+		ghost->arguments[i] = next;
+		next = stop + 1;
+	}
+	ghost->variable = ghost->arguments[count - 1];
+	ghost->arguments[count - 1] = NULL;
+	return true;
+}
+
+static void leave(int stage, int result)
+{
+	static struct answer answer, done;
+	struct ghost ghost;
+	int failure = 0;
+
+	if (stage != STAGE_DUMP || result || !held || !getenv(MOVE_VARIABLE))
+		return;
+	ask(MOVE_DUMPED, held, &answer);
+	if (answer.packet.head.verdict == MOVE_HOLD) {
+		(void)ptrace(PTRACE_SETOPTIONS, held, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
+		ask(MOVE_HELD, held, &answer);
+	}
+	switch (answer.packet.head.verdict) {
+	case MOVE_KILL:
+		kill_held();
+		break;
+	case MOVE_GHOST:
+		failure = read_ghost(&answer, &ghost) ? become(held, &ghost) : -EPROTO;
+		break;
+	default:
+		return;
+	}
+	ask(MOVE_DONE, failure, &done);
+}
+
+/* -- arriving --------------------------------------------------------------------------------- */
+
+static int restore_file(int id)
+{
+	static struct answer answer;
+
+	ask(MOVE_FILE, id, &answer);
+	return answer.packet.head.verdict == MOVE_GO_ON ? answer.fd : -1;
+}
+
+static int arrive(int pid)
+{
+	static struct answer answer;
+
+	/* If we die it must not run: nobody has said so. */
+	(void)ptrace(PTRACE_SETOPTIONS, pid, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
+	ask(MOVE_READY, pid, &answer);
+	if (answer.packet.head.verdict != MOVE_GO_ON)
+		(void)kill(pid, SIGKILL);
+	return 0;
+}
+
+static int begin(int stage)
+{
+	(void)stage;
+	return 0;
+}
+
+/* Functions as data: ISO C has no word for it. */
+static void *as_data(int (*hook)(int))
+{
+	void *data;
+
+	memcpy(&data, &hook, sizeof(data));
+	return data;
+}
+
+struct plugin CR_PLUGIN_DESC = {
+	.name = "ssi", .init = begin, .exit = leave, .version = PLUGIN_VERSION, .hooks_count = HOOKS,
+};
+
+static void __attribute__((constructor)) register_hooks(void)
+{
+	int (*dump)(int, int) = dump_file, (*dump_unix)(int, int) = dump_socket;
+
+	memcpy(&CR_PLUGIN_DESC.hooks[HOOK_DUMP_UNIX_SOCKET], &dump_unix, sizeof(dump_unix));
+	memcpy(&CR_PLUGIN_DESC.hooks[HOOK_DUMP_EXT_FILE], &dump, sizeof(dump));
+	CR_PLUGIN_DESC.hooks[HOOK_RESTORE_EXT_FILE] = as_data(restore_file);
+	CR_PLUGIN_DESC.hooks[HOOK_RESUME_DEVICES_LATE] = as_data(arrive);
+	CR_PLUGIN_DESC.hooks[HOOK_CHECKPOINT_DEVICES] = as_data(hear_of_process);
+}

@@ -1,0 +1,536 @@
+/*
+ * Preloaded into CRIU: what a node wants otherwise, without another CRIU.
+ *
+ * - The process that is restored is CRIU itself. CRIU forks the root task with the PID that its image
+ *   has. When that is CRIU's own PID, the roles change: this process becomes the task, and a child goes
+ *   on as CRIU. So whoever has a place in the tree (a parent, a group, a session) keeps it: a
+ *   stand-in's child for a process that comes, a ghost for one that comes home.
+ * - Children stay where they are: CRIU sees none. Where the process comes to, a placeholder is born
+ *   for each that is elsewhere, which is its ghost (native/onnode.c).
+ * - Its locks are waited for by others, who share its descriptors: it is still to be restored, and
+ *   held, before they are let go of where it comes from. The daemon waits until all are there.
+ * - /proc is the kernel's own, not the cluster's.
+ * - What CRIU knows of this kernel is kept where it can be written.
+ * - Before it waits for its page server's word, all that it has said is sent.
+ * - Pages that are brought later (pager.c) a process of its own has, who does nothing else: CRIU itself
+ *   goes on to the end of its dump.
+ * - Since Linux 6.16 some options of sockets are refused where CRIU expects "off".
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/sched.h>
+#include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "move.h"
+
+#define REAL_PROC "/run/ssi/proc"
+#define KNOWN "/run/criu.kdat"
+#define KNOWN_HERE "/run/ssi/criu.kdat"
+#define CHILDREN "/children"
+
+/* Beside the images, a line for each child elsewhere: PID, group, session, user, his group and node. */
+#define RELATIVES "/run/ssi/proc/self/fd/3/relatives"
+#define GHOST_PROGRAM "/usr/bin/onnode"
+#define SERVER_NAME "ssi-pages"
+
+enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16 };
+
+int open64(const char *path, int flags, ...);
+int openat64(int fd, const char *path, int flags, ...);
+
+/* A function of the next library by this name. Of a type of its own: ISO C knows no other way. */
+static void find_next(const char *name, void *place)
+{
+	void *found = dlsym(RTLD_NEXT, name);
+
+	memcpy(place, &found, sizeof(found));
+}
+
+/* -- files ------------------------------------------------------------------------------------ */
+
+static const char *choose_path(const char *path, char *room)
+{
+	const size_t length = strlen(path), end = sizeof(CHILDREN) - 1;
+
+	if (!strcmp(path, KNOWN))
+		return KNOWN_HERE;
+	if (length >= end && !strcmp(path + length - end, CHILDREN))
+		return "/dev/null";
+	if (strncmp(path, "/proc", 5) || (path[5] && path[5] != '/') ||
+	    length + sizeof(REAL_PROC) > LONGEST)
+		return path;
+	(void)snprintf(room, LONGEST, REAL_PROC "%s", path + 5);
+	return room;
+}
+
+static int open_chosen(int fd, const char *path, int flags, mode_t mode)
+{
+	static int (*next)(int, const char *, int, ...);
+	char room[LONGEST];
+
+	if (!next)
+		find_next("openat", &next);
+	return next(fd, choose_path(path, room), flags, mode);
+}
+
+int openat64(int fd, const char *path, int flags, ...)
+{
+	mode_t mode = 0;
+	va_list rest;
+
+	va_start(rest, flags);
+	if (flags & (O_CREAT | O_TMPFILE))
+		mode = va_arg(rest, mode_t);
+	va_end(rest);
+	return open_chosen(fd, path, flags, mode);
+}
+
+int open64(const char *path, int flags, ...)
+{
+	mode_t mode = 0;
+	va_list rest;
+
+	va_start(rest, flags);
+	if (flags & (O_CREAT | O_TMPFILE))
+		mode = va_arg(rest, mode_t);
+	va_end(rest);
+	return open_chosen(AT_FDCWD, path, flags, mode);
+}
+
+/* -- who is restored -------------------------------------------------------------------------- */
+
+static bool is_criu;
+
+/* Until the roles have changed we are the task already, and so is what does not go on as CRIU: its
+ * children are none of CRIU's. */
+static bool is_task(void)
+{
+	return !is_criu && getenv(MOVE_PLACE);
+}
+
+int sigprocmask(int how, const sigset_t *set, sigset_t *before)
+{
+	static int (*next)(int, const sigset_t *, sigset_t *);
+	sigset_t changed;
+
+	if (!next)
+		find_next("sigprocmask", &next);
+	if (!set || !is_task())
+		return next(how, set, before);
+	changed = *set;
+	if (how == SIG_UNBLOCK)
+		sigdelset(&changed, SIGCHLD);
+	else
+		sigaddset(&changed, SIGCHLD);
+	return next(how, &changed, before);
+}
+
+pid_t waitpid(pid_t pid, int *status, int options)
+{
+	static pid_t (*next)(pid_t, int *, int);
+
+	if (!next)
+		find_next("waitpid", &next);
+	if (pid == -1 && is_task()) {
+		errno = ECHILD;
+		return -1;
+	}
+	return next(pid, status, options);
+}
+
+static pid_t next_setsid(void)
+{
+	static pid_t (*next)(void);
+
+	if (!next)
+		find_next("setsid", &next);
+	return next();
+}
+
+/* -- its children ----------------------------------------------------------------------------- */
+
+static void __attribute__((noreturn)) be_placeholder(pid_t group, pid_t session, uid_t user,
+							     gid_t users, int node)
+{
+	char name[] = "onnode", word[] = "its-command", number[DECIMALS];
+	char *words[] = { name, number, word, NULL }, *none[] = { NULL };
+
+	(void)snprintf(number, sizeof(number), "%d", node);
+	/* A group may be one of which nobody else is here: then it stays in its parent's. */
+	if (session == getpid())
+		(void)next_setsid();
+	else
+		(void)setpgid(0, group);
+	if (close_range(0, UINT_MAX, 0) || open64("/dev/null", O_RDWR) != STDIN_FILENO ||
+	    dup(STDIN_FILENO) != STDOUT_FILENO || dup(STDIN_FILENO) != STDERR_FILENO ||
+	    chdir("/") || setgroups(0, NULL) || setresgid(users, users, users) ||
+	    setresuid(user, user, user))
+		_exit(EXIT_FAILURE);
+	(void)execve(GHOST_PROGRAM, words, none);
+	_exit(EXIT_FAILURE);
+}
+
+/* Children of the task, who is going to wait for them. */
+static bool make_placeholders(void)
+{
+	FILE *list = fopen(RELATIVES, "re");
+	int pid, group, session, node;
+	unsigned int user, users;
+	bool made = true;
+
+	while (list && made && fscanf(list, "%d %d %d %u %u %d", &pid, &group, &session, &user, &users,
+				      &node) == 6) {
+		struct clone_args args = {
+			.exit_signal = SIGCHLD, .set_tid = (uint64_t)(uintptr_t)&pid, .set_tid_size = 1,
+		};
+		const long child = syscall(SYS_clone3, &args, sizeof(args), 0, 0, 0, 0);
+
+		if (child == 0)
+			be_placeholder(group, session, user, users, node);
+		made = child > 0;
+	}
+	if (list)
+		(void)fclose(list);
+	return made;
+}
+
+/* Of those that have ended before it is told anew: to what CRIU makes of the task it is a failure. */
+static void forget_child_signals(void)
+{
+	const struct timespec now = { 0 };
+	sigset_t child;
+
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	while (sigtimedwait(&child, NULL, &now) > 0)
+		continue;
+}
+
+static bool tell_daemon(uint32_t question, int32_t number)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = MOVE_SOCKET };
+	struct move_request request = { .question = question, .number = number };
+	struct move_answer answer = { .verdict = MOVE_REFUSED };
+	const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	const char *id = getenv(MOVE_VARIABLE);
+	bool told;
+
+	if (id)
+		memcpy(request.id, id, strnlen(id, sizeof(request.id)));
+	told = fd >= 0 && !connect(fd, (struct sockaddr *)&address, sizeof(address)) &&
+		send(fd, &request, sizeof(request), MSG_NOSIGNAL) > 0 &&
+		read(fd, &answer, sizeof(answer)) == sizeof(answer);
+	if (fd >= 0)
+		close(fd);
+	return told && answer.verdict == MOVE_GO_ON;
+}
+
+/* The roles have changed, and this is the task. */
+static bool is_restored;
+
+/* Returns as a clone that has made a child of our own PID: 0 to ourselves, our PID to CRIU. */
+static long change_roles(void)
+{
+	const pid_t self = getpid();
+	int told[2];
+	pid_t between;
+	int status = 0;
+	char byte = 0;
+
+	if (!make_placeholders() || pipe2(told, O_CLOEXEC))
+		return -1;
+	/* Without a signal at its end, of which the task would hear. */
+	between = (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, 0);
+	if (between < 0)
+		return -1;
+	if (between == 0) {
+		/* An orphan: it is nobody's child when the task goes on. */
+		const pid_t other = fork();
+		sigset_t child;
+
+		if (other)
+			_exit(other < 0);
+		is_criu = true;
+		sigemptyset(&child);
+		sigaddset(&child, SIGCHLD);
+		(void)sigprocmask(SIG_UNBLOCK, &child, NULL);
+		/* The task would wait for ever for a CRIU that has been killed. */
+		if (!tell_daemon(MOVE_CRIU, 0) || write(told[1], &byte, sizeof(byte)) < 0)
+			_exit(1);
+		close(told[0]);
+		close(told[1]);
+		return self;
+	}
+	close(told[1]);
+	while (waitpid(between, &status, __WALL) < 0 && errno == EINTR)
+		continue;
+	/* Its end, if CRIU is killed before it could say so. */
+	if (!status && read(told[0], &byte, sizeof(byte)) != sizeof(byte))
+		status = -1;
+	close(told[0]);
+	if (status) {
+		errno = EAGAIN;
+		return -1;
+	}
+	forget_child_signals();
+	is_restored = true;
+	return 0;
+}
+
+/* Who fails in the place of a process has ended as one that was killed. */
+static void __attribute__((destructor)) end(void)
+{
+	const char *pid = getenv(MOVE_PLACE);
+
+	if (pid && strtol(pid, NULL, 10) == getpid())
+		(void)kill(getpid(), SIGKILL);
+}
+
+static int is_own_place(const struct clone_args *args)
+{
+	pid_t wanted;
+
+	if (args->set_tid_size != 1)
+		return 0;
+	memcpy(&wanted, (const void *)(uintptr_t)args->set_tid, sizeof(wanted)); // NOLINT
+	return wanted == getpid();
+}
+
+long syscall(long number, ...)
+{
+	static long (*next)(long, ...);
+	long arguments[ARGUMENTS];
+	va_list rest;
+
+	va_start(rest, number);
+	for (int i = 0; i < ARGUMENTS; i++)
+		arguments[i] = va_arg(rest, long);
+	va_end(rest);
+	if (!next)
+		find_next("syscall", &next);
+	if (number == SYS_clone3 && is_own_place((const struct clone_args *)arguments[0]))
+		return change_roles();
+	return next(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4],
+		    arguments[5]);
+}
+
+/* One that leads its session already may do so. */
+pid_t setsid(void)
+{
+	return getsid(0) == getpid() ? getpid() : next_setsid();
+}
+
+/* -- locks ------------------------------------------------------------------------------------ */
+
+struct lock {
+	int fd, operation;
+	struct flock range;	/* unless it is one of flock(2) */
+	bool ranged;
+};
+
+static int next_flock(int fd, int operation)
+{
+	static int (*next)(int, int);
+
+	if (!next)
+		find_next("flock", &next);
+	return next(fd, operation);
+}
+
+static int next_fcntl(int fd, int command, void *argument)
+{
+	static int (*next)(int, int, ...);
+
+	if (!next)
+		find_next("fcntl64", &next);
+	return next(fd, command, argument);
+}
+
+static void __attribute__((noreturn)) take(struct lock *lock)
+{
+	int result;
+
+	do
+		result = lock->ranged ? next_fcntl(lock->fd, lock->operation, &lock->range) :
+					next_flock(lock->fd, lock->operation);
+	while (result && errno == EINTR);
+	_exit(result ? EXIT_FAILURE : EXIT_SUCCESS);
+}
+
+/* A lock belongs to the descriptors: whoever shares them takes it for us. An orphan, of whom the task
+ * hears nothing. */
+static int take_later(struct lock *lock)
+{
+	pid_t *taker = mmap(NULL, sizeof(*taker), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			    -1, 0);
+	pid_t between;
+	int status = -1;
+	bool told;
+
+	if (taker == MAP_FAILED)
+		return -1;
+	between = (pid_t)syscall(SYS_clone, CLONE_FILES, NULL, NULL, NULL, 0);
+	if (between == 0) {
+		const pid_t child = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, 0);
+
+		if (child == 0)
+			take(lock);
+		*taker = child;
+		_exit(child < 0);
+	}
+	while (between > 0 && waitpid(between, &status, __WALL) < 0 && errno == EINTR)
+		continue;
+	told = !status && tell_daemon(MOVE_LOCK, *taker);
+	if (!told && *taker > 0)
+		(void)kill(*taker, SIGKILL);
+	(void)munmap(taker, sizeof(*taker));
+	return told ? 0 : -1;
+}
+
+int flock(int fd, int operation)
+{
+	struct lock lock = { .fd = fd, .operation = operation };
+
+	return is_restored ? take_later(&lock) : next_flock(fd, operation);
+}
+
+int fcntl64(int fd, int command, ...)
+{
+	struct lock lock = { .fd = fd, .ranged = true };
+	void *argument;
+	va_list rest;
+
+	va_start(rest, command);
+	argument = va_arg(rest, void *);
+	va_end(rest);
+	if (!is_restored || (command != F_SETLKW && command != F_OFD_SETLK))
+		return next_fcntl(fd, command, argument);
+	lock.operation = command == F_SETLKW ? F_SETLKW : F_OFD_SETLKW;
+	memcpy(&lock.range, argument, sizeof(lock.range));
+	return take_later(&lock);
+}
+
+/* -- sockets ---------------------------------------------------------------------------------- */
+
+int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
+{
+	static int (*next)(int, int, int, void *, socklen_t *);
+	int result;
+
+	if (!next)
+		find_next("getsockopt", &next);
+	result = next(fd, level, option, value, size);
+	if (result < 0 && errno == EOPNOTSUPP && level == SOL_SOCKET &&
+	    (option == SO_PASSCRED || option == SO_PASSSEC)) {
+		memset(value, 0, *size);
+		return 0;
+	}
+	return result;
+}
+
+/* -- pages ------------------------------------------------------------------------------------ */
+
+/* Whoever has the pages of a process that has left; -1 in CRIU itself. */
+static int served = -1;
+
+/* The connection on which pages are asked for later, -1 if they all go at once. */
+static int find_lazy(void)
+{
+	const char *number = getenv(MOVE_LAZY);
+
+	return number ? (int)strtol(number, NULL, 10) : -1;
+}
+
+static void stay(void)
+{
+	const int file = open64("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (file >= 0) {
+		/* What runs elsewhere by then needs it. */
+		(void)!write(file, "-1000", 5);
+		close(file);
+	}
+	(void)prctl(PR_SET_NAME, SERVER_NAME);
+	(void)setsid();
+}
+
+/* CRIU waits for the first request: to itself it seems that there are none. Returns false there. */
+static bool serve(int fd)
+{
+	const pid_t other = fork();
+
+	if (other == 0) {
+		served = fd;
+		stay();
+	}
+	return other == 0;
+}
+
+/* It keeps what is less than a frame in a corked connection, for a fifth of a second. */
+ssize_t recv(int fd, void *buffer, size_t size, int flags)
+{
+	static ssize_t (*next)(int, void *, size_t, int);
+	const int on = 1;
+
+	if (!next)
+		find_next("recv", &next);
+	if (served < 0 && fd >= 0 && fd == find_lazy() && !serve(fd))
+		return 0;
+	/* Sends what is queued, corked or not; what is no connection refuses it. */
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	return next(fd, buffer, size, flags);
+}
+
+int close(int fd)
+{
+	static int (*next)(int);
+
+	if (!next)
+		find_next("close", &next);
+	/* Behind the last request CRIU would end its dump. */
+	if (fd >= 0 && fd == served)
+		_exit(EXIT_SUCCESS);
+	return next(fd);
+}
+
+/* Has the kernel say who touches what is missing: he is killed if that is lost. */
+int ioctl(int fd, unsigned long request, ...)
+{
+	static int (*next)(int, unsigned long, ...);
+	void *argument;
+	va_list rest;
+
+	va_start(rest, request);
+	argument = va_arg(rest, void *);
+	va_end(rest);
+	if (!next)
+		find_next("ioctl", &next);
+	if (request == UFFDIO_API && ((struct uffdio_api *)argument)->features)
+		((struct uffdio_api *)argument)->features |= UFFD_FEATURE_THREAD_ID;
+	return next(fd, request, argument);
+}

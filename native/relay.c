@@ -1,0 +1,853 @@
+/*
+ * relay SOCKET: sockets of this node's processes whose other ends are on other nodes.
+ *
+ * A process that has moved has one end of a real pair; the other end is here, and its bytes are carried to
+ * and from the far end, which stayed where the pair was made. What is done there is ordered by way of the
+ * daemon. That may be killed: this process keeps the bytes, and asks the next one for what has no answer,
+ * by the same number. A process that has come home may have bytes that were read for it on another node:
+ * then the far end is the socket itself. Runs as root: a pair is made as the user who made the first one.
+ */
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ghost.h"
+#include "relay.h"
+
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+
+enum {
+	PIECE = 32 * 1024,	/* what one order reads or writes at most */
+	MOST_OUT = 64 * 1024,	/* bytes on their way out; who writes more waits */
+	MOST_SAVED = 4 * 1024 * 1024,
+	MOST_DESCRIPTORS = 16384,
+	MOST_COME = 2,		/* descriptors with an order */
+	NUMBER_SHIFT = 26,
+	SERIAL_MASK = (1 << 24) - 1,
+	LISTENER = 0,		/* places among what is polled */
+	DAEMON = 1,
+	OTHERS = 2,
+};
+
+/* In the numbers of our orders to ghosts: the kernel's own requests have none so high. */
+#define OURS ((uint64_t)1 << 50)
+
+struct buffer {
+	unsigned char *data;
+	size_t begin, end, room;
+};
+
+/* What was ordered at the far end and has no answer yet; number 0: nothing. */
+struct wish {
+	uint64_t number;
+	uint32_t order;
+	int64_t value;
+	size_t size;
+};
+
+struct relay {
+	struct relay *next;
+	uint32_t number, state, flags, uid, gid;
+	uint32_t serial;
+	uint64_t handle, inode;
+	int near, far;		/* far: the far end, or what keeps it open */
+	struct buffer in, out;
+	bool in_shut, out_told, read_shut;
+	struct wish reading, writing, telling, watching;
+	uint64_t asked;		/* id of FREEZE */
+	int file;
+	char move[32];
+};
+
+struct packet {
+	struct relay_order order;
+	unsigned char data[PIECE];
+};
+
+static struct relay *relays;
+static uint32_t last_relay;
+static int listener = -1, daemon_fd = -1;
+
+/* -- bytes ------------------------------------------------------------------------------------ */
+
+static size_t length_of(const struct buffer *buffer)
+{
+	return buffer->end - buffer->begin;
+}
+
+/* Returns where `size` bytes may be put at the end; NULL without memory. */
+static unsigned char *make_room(struct buffer *buffer, size_t size)
+{
+	const size_t length = length_of(buffer);
+
+	if (length)
+		memmove(buffer->data, buffer->data + buffer->begin, length);
+	buffer->begin = 0;
+	buffer->end = length;
+	if (buffer->room - length < size) {
+		unsigned char *data = realloc(buffer->data, length + size);
+
+		if (!data)
+			return NULL;
+		buffer->data = data;
+		buffer->room = length + size;
+	}
+	return buffer->data + length;
+}
+
+static void clear(struct buffer *buffer)
+{
+	free(buffer->data);
+	*buffer = (struct buffer){ 0 };
+}
+
+/* It may have been cleared meanwhile. */
+static void consume(struct buffer *buffer, size_t size)
+{
+	buffer->begin += size < length_of(buffer) ? size : length_of(buffer);
+	if (!length_of(buffer))
+		clear(buffer);
+}
+
+static bool append(struct buffer *buffer, const void *data, size_t size)
+{
+	unsigned char *place = size ? make_room(buffer, size) : NULL;
+
+	if (!place)
+		return !size;
+	memcpy(place, data, size);
+	buffer->end += size;
+	return true;
+}
+
+/* Receives a piece; as recv(). */
+static ssize_t receive(struct buffer *buffer, int fd)
+{
+	unsigned char *place = make_room(buffer, PIECE);
+	ssize_t got;
+
+	if (!place) {
+		errno = EAGAIN;
+		return -1;
+	}
+	got = recv(fd, place, PIECE, MSG_DONTWAIT);
+	if (got > 0)
+		buffer->end += (size_t)got;
+	else if (!length_of(buffer))
+		clear(buffer);
+	return got;
+}
+
+static bool is_later(void)
+{
+	return errno == EAGAIN || errno == EINTR;
+}
+
+/* -- what the daemon hears -------------------------------------------------------------------- */
+
+static void say(const struct relay_report *head, const void *data, size_t length, int fd)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = { 0 };
+	char *bytes = (char *)(uintptr_t)data;
+	struct iovec parts[2] = {
+		{ .iov_base = (void *)(uintptr_t)head, .iov_len = sizeof(*head) },
+		{ .iov_base = bytes, .iov_len = length },
+	};
+	struct msghdr message = { .msg_iov = parts, .msg_iovlen = length ? 2 : 1 };
+
+	if (fd >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control);
+		control.head.cmsg_level = SOL_SOCKET;
+		control.head.cmsg_type = SCM_RIGHTS;
+		control.head.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
+	}
+	/* If it is gone that is seen where it is heard. */
+	if (daemon_fd >= 0)
+		(void)!sendmsg(daemon_fd, &message, MSG_NOSIGNAL);
+}
+
+static void report(uint32_t kind, uint32_t relay, uint64_t id, int64_t result)
+{
+	const struct relay_report head = { .kind = kind, .relay = relay, .id = id, .result = result };
+
+	say(&head, NULL, 0, -1);
+}
+
+static void say_wish(const struct relay *relay, const struct wish *wish)
+{
+	const struct relay_report head = {
+		.kind = RELAY_WANT, .relay = relay->number, .id = wish->number, .result = wish->value,
+		.handle = relay->handle, .value = wish->order,
+	};
+
+	const size_t length = length_of(&relay->out);
+
+	if (wish->number)
+		say(&head, relay->out.data + relay->out.begin, wish->size < length ? wish->size : length, -1);
+}
+
+static void want(struct relay *relay, struct wish *wish, uint32_t order, int64_t value, size_t size)
+{
+	const uint64_t serial = ++relay->serial & ((1 << NUMBER_SHIFT) - 1);
+
+	*wish = (struct wish){
+		.number = OURS | (uint64_t)relay->number << NUMBER_SHIFT | serial,
+		.order = order, .value = value, .size = size,
+	};
+	say_wish(relay, wish);
+}
+
+/* -- one relay -------------------------------------------------------------------------------- */
+
+static bool is_ours(const struct relay *relay)
+{
+	return !relay->handle;
+}
+
+static bool has(const struct relay *relay, uint32_t flags)
+{
+	return relay->flags & flags;
+}
+
+static bool is_hung_up(int fd)
+{
+	struct pollfd poller = { .fd = fd };
+
+	return poll(&poller, 1, 0) > 0 && poller.revents & POLLHUP;
+}
+
+static void end(struct relay *relay)
+{
+	struct relay **place = &relays;
+
+	while (*place != relay)
+		place = &(*place)->next;
+	*place = relay->next;
+	report(RELAY_GONE, relay->number, 0, 0);
+	close(relay->near);
+	close(relay->far);
+	if (relay->file >= 0)
+		close(relay->file);
+	clear(&relay->in);
+	clear(&relay->out);
+	free(relay);
+}
+
+static void lose_far(struct relay *relay)
+{
+	relay->flags |= RELAY_FAR_ENDED | RELAY_OUT_BROKEN;
+	clear(&relay->out);
+}
+
+static void fill_in(struct relay *relay)
+{
+	if (length_of(&relay->in) || has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
+		return;
+	if (is_ours(relay)) {
+		const ssize_t got = receive(&relay->in, relay->far);
+
+		if (got == 0)
+			relay->flags |= RELAY_FAR_ENDED;
+		else if (got < 0 && !is_later())
+			lose_far(relay);
+	} else if (!relay->reading.number) {
+		want(relay, &relay->reading, GHOST_READ, PIECE, 0);
+	}
+}
+
+static void pour_in(struct relay *relay)
+{
+	while (length_of(&relay->in)) {
+		const ssize_t sent = send(relay->near, relay->in.data + relay->in.begin,
+					  length_of(&relay->in), MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (sent < 0 && is_later())
+			break;
+		if (sent < 0) {
+			relay->flags |= RELAY_IN_BROKEN;
+			clear(&relay->in);
+			break;
+		}
+		consume(&relay->in, (size_t)sent);
+	}
+	/* It has been closed, or nobody reads from it while it has nothing more to say. */
+	if (!relay->in_shut && !has(relay, RELAY_IN_BROKEN) && is_hung_up(relay->near)) {
+		relay->flags |= RELAY_IN_BROKEN;
+		clear(&relay->in);
+	}
+	if (has(relay, RELAY_FAR_ENDED) && !length_of(&relay->in) && !relay->in_shut) {
+		(void)shutdown(relay->near, SHUT_WR);
+		relay->in_shut = true;
+	}
+	if (!has(relay, RELAY_IN_BROKEN) || has(relay, RELAY_FAR_ENDED) || relay->read_shut)
+		return;
+	if (is_ours(relay))
+		(void)shutdown(relay->far, SHUT_RD);
+	else if (!relay->telling.number)
+		want(relay, &relay->telling, GHOST_SHUTDOWN, SHUT_RD, 0);
+	else
+		return;
+	relay->read_shut = true;
+}
+
+static void fill_out(struct relay *relay, size_t most)
+{
+	ssize_t got = 1;
+
+	while (got > 0 && length_of(&relay->out) < most &&
+	       !has(relay, RELAY_NEAR_ENDED | RELAY_OUT_BROKEN)) {
+		got = receive(&relay->out, relay->near);
+		if (got == 0 || (got < 0 && !is_later()))
+			relay->flags |= RELAY_NEAR_ENDED;
+	}
+}
+
+static void pour_out(struct relay *relay)
+{
+	while (length_of(&relay->out) && !relay->writing.number) {
+		const size_t length = length_of(&relay->out), size = length < PIECE ? length : PIECE;
+		ssize_t sent;
+
+		if (!is_ours(relay)) {
+			want(relay, &relay->writing, GHOST_WRITE, 0, size);
+			return;
+		}
+		sent = send(relay->far, relay->out.data + relay->out.begin, length,
+			    MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (sent < 0 && is_later())
+			return;
+		if (sent < 0) {
+			relay->flags |= RELAY_OUT_BROKEN;
+			clear(&relay->out);
+			return;
+		}
+		consume(&relay->out, (size_t)sent);
+	}
+}
+
+/* Tells either side what the other one has ended. */
+static void pass_on_ends(struct relay *relay)
+{
+	if (has(relay, RELAY_FAR_ENDED) && !has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN)) {
+		if (!is_ours(relay) && !relay->watching.number)
+			want(relay, &relay->watching, GHOST_WATCH, 0, 0);
+		if (is_ours(relay) && is_hung_up(relay->far)) {
+			relay->flags |= RELAY_OUT_BROKEN;
+			clear(&relay->out);
+		}
+	}
+	if (has(relay, RELAY_OUT_BROKEN) && !relay->out_told) {
+		(void)shutdown(relay->near, SHUT_RD);
+		relay->out_told = true;
+	}
+	if (!has(relay, RELAY_NEAR_ENDED) || has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN) ||
+	    length_of(&relay->out))
+		return;
+	if (is_ours(relay))
+		(void)shutdown(relay->far, SHUT_WR);
+	else if (!relay->telling.number)
+		want(relay, &relay->telling, GHOST_SHUTDOWN, SHUT_WR, 0);
+	else
+		return;
+	relay->flags |= RELAY_OUT_SHUT;
+}
+
+static bool is_over(const struct relay *relay)
+{
+	return (relay->in_shut || has(relay, RELAY_IN_BROKEN)) && !relay->telling.number &&
+		has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN);
+}
+
+static bool save(struct relay *relay)
+{
+	const struct relay_saved head = {
+		.flags = relay->flags, .uid = relay->uid, .gid = relay->gid,
+		.in = (uint32_t)length_of(&relay->in), .out = (uint32_t)length_of(&relay->out),
+	};
+	FILE *file = fdopen(relay->file, "w");
+	bool written;
+
+	if (!file)
+		return false;
+	relay->file = -1;
+	written = fwrite(&head, sizeof(head), 1, file) == 1 &&
+		fwrite(relay->in.data + relay->in.begin, 1, head.in, file) == head.in &&
+		fwrite(relay->out.data + relay->out.begin, 1, head.out, file) == head.out;
+	return !fclose(file) && written;
+}
+
+/* Once nothing is under way: no more can be written to the socket. */
+static void try_freeze(struct relay *relay)
+{
+	if (relay->reading.number || relay->writing.number || relay->telling.number ||
+	    relay->watching.number)
+		return;
+	fill_out(relay, MOST_SAVED);
+	relay->state = RELAY_FROZEN;
+	report(RELAY_RESULT, relay->number, relay->asked, save(relay) ? 0 : -EIO);
+}
+
+/* Does what can be done now; it may be gone then. */
+static void run(struct relay *relay)
+{
+	if (relay->state == RELAY_FREEZES)
+		try_freeze(relay);
+	if (relay->state != RELAY_RUNS)
+		return;
+	if (is_ours(relay))
+		fill_in(relay);
+	pour_in(relay);
+	/* Nothing tells when what has come is poured out: more is ordered at once. */
+	if (!is_ours(relay))
+		fill_in(relay);
+	fill_out(relay, MOST_OUT);
+	pour_out(relay);
+	pass_on_ends(relay);
+	if (is_over(relay))
+		end(relay);
+}
+
+/* -- what is ordered -------------------------------------------------------------------------- */
+
+static struct relay *find_relay(uint32_t number)
+{
+	struct relay *relay = relays;
+
+	while (relay && relay->number != number)
+		relay = relay->next;
+	return relay;
+}
+
+static bool read_bytes(FILE *file, struct buffer *buffer, size_t size)
+{
+	unsigned char *place = size ? make_room(buffer, size) : NULL;
+
+	if (!size)
+		return true;
+	if (!place || fread(place, 1, size, file) != size)
+		return false;
+	buffer->end += size;
+	return true;
+}
+
+/* Reads a file of state, and closes it. */
+static bool load(int fd, struct relay_saved *head, struct buffer *in, struct buffer *out)
+{
+	FILE *file = fdopen(fd, "r");
+	bool whole;
+
+	if (!file) {
+		close(fd);
+		return false;
+	}
+	whole = fread(head, sizeof(*head), 1, file) == 1 && head->in <= MOST_SAVED &&
+		head->out <= MOST_SAVED && read_bytes(file, in, head->in) &&
+		read_bytes(file, out, head->out);
+	(void)fclose(file);
+	return whole;
+}
+
+/* SO_PEERCRED of both ends is who makes them. */
+static int make_pair(const struct relay_saved *head, int pair[2])
+{
+	const int none = 0;
+	int failed;
+
+	if (setegid(head->gid) || seteuid(head->uid))
+		failed = -1;
+	else
+		failed = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
+	if (seteuid(0) || setegid(0))
+		abort();
+	/* A descriptor cannot go along: who sends one is to hear that. */
+	if (!failed)
+		(void)setsockopt(pair[1], SOL_SOCKET, SO_PASSRIGHTS, &none, sizeof(none));
+	return failed;
+}
+
+/* Gives the socket the halves that it has left. */
+static void take_flags(struct relay *relay, uint32_t flags)
+{
+	relay->flags |= flags;
+	if (has(relay, RELAY_NEAR_ENDED | RELAY_OUT_BROKEN)) {
+		(void)shutdown(relay->near, SHUT_RD);
+		relay->out_told = true;
+	}
+	if (has(relay, RELAY_IN_BROKEN)) {
+		(void)shutdown(relay->near, SHUT_WR);
+		relay->in_shut = true;
+	}
+}
+
+static void add(const struct relay_order *order, const int come[MOST_COME])
+{
+	struct relay *relay = calloc(1, sizeof(*relay));
+	struct relay_report head = { .kind = RELAY_RESULT, .id = order->id, .result = -ENOMEM };
+	struct relay_saved saved = { 0 };
+	struct stat file;
+	int pair[2] = { -1, -1 };
+
+	if (!relay || !load(come[0], &saved, &relay->in, &relay->out) || make_pair(&saved, pair) ||
+	    fstat(pair[0], &file)) {
+		if (relay) {
+			clear(&relay->in);
+			clear(&relay->out);
+		}
+		free(relay);
+		close(come[1]);
+		say(&head, NULL, 0, -1);
+		return;
+	}
+	relay->number = ++last_relay & SERIAL_MASK;
+	relay->state = RELAY_RESTS;
+	relay->uid = saved.uid;
+	relay->gid = saved.gid;
+	relay->handle = (uint64_t)order->value;
+	relay->inode = file.st_ino;
+	relay->near = pair[1];
+	relay->far = come[1];
+	relay->file = -1;
+	memcpy(relay->move, order->move, sizeof(relay->move));
+	relay->next = relays;
+	relays = relay;
+	take_flags(relay, saved.flags);
+	head.relay = relay->number;
+	head.result = relay->number;
+	head.handle = relay->inode;
+	say(&head, NULL, 0, pair[0]);
+	close(pair[0]);
+}
+
+static void freeze(const struct relay_order *order, int file)
+{
+	struct relay *relay = find_relay(order->relay);
+	const struct wish *wishes[3];
+
+	if (!relay || relay->state != RELAY_RUNS) {
+		report(RELAY_RESULT, order->relay, order->id, -ESRCH);
+		close(file);
+		return;
+	}
+	wishes[0] = &relay->reading;
+	wishes[1] = &relay->writing;
+	wishes[2] = &relay->watching;
+	relay->state = RELAY_FREEZES;
+	relay->asked = order->id;
+	relay->file = file;
+	memcpy(relay->move, order->move, sizeof(relay->move));
+	for (size_t i = 0; i < sizeof(wishes) / sizeof(*wishes); i++)
+		if (wishes[i]->number)
+			report(RELAY_CANCEL, relay->number, wishes[i]->number, 0);
+	run(relay);
+}
+
+static void give_back(const struct relay_order *order, const int come[MOST_COME])
+{
+	struct relay *relay = find_relay(order->relay);
+	struct buffer in = { 0 }, out = { 0 };
+	struct relay_saved saved = { 0 };
+	bool whole = load(come[0], &saved, &in, &out) && relay && relay->state == RELAY_RUNS;
+
+	if (whole) {
+		ssize_t got;
+
+		do
+			got = receive(&in, come[1]);
+		while (got > 0);
+		fill_out(relay, MOST_SAVED);
+		whole = append(&in, relay->in.data + relay->in.begin, length_of(&relay->in)) &&
+			append(&relay->out, out.data + out.begin, length_of(&out));
+	}
+	if (whole) {
+		const struct buffer before = relay->in;
+
+		relay->in = in;
+		in = before;
+		take_flags(relay, saved.flags & RELAY_NEAR_ENDED);
+	}
+	clear(&in);
+	clear(&out);
+	close(come[1]);
+	report(RELAY_RESULT, order->relay, order->id, whole ? 0 : -EIO);
+	if (whole)
+		run(relay);
+}
+
+static void go_on(struct relay *relay)
+{
+	if (relay->file >= 0)
+		close(relay->file);
+	relay->file = -1;
+	relay->state = RELAY_RUNS;
+	memset(relay->move, 0, sizeof(relay->move));
+	run(relay);
+}
+
+static bool is_interrupted(int64_t result)
+{
+	return result == -EINTR || result == -EAGAIN;
+}
+
+static void hear_answer(struct relay *relay, const struct packet *packet, size_t length)
+{
+	const uint64_t number = packet->order.id;
+	const int64_t result = packet->order.value;
+
+	if (number == relay->reading.number) {
+		relay->reading.number = 0;
+		if (result == 0)
+			relay->flags |= RELAY_FAR_ENDED;
+		else if (result > 0 ? !append(&relay->in, packet->data, length) : !is_interrupted(result))
+			lose_far(relay);
+	} else if (number == relay->writing.number) {
+		relay->writing.number = 0;
+		if (result >= 0) {
+			consume(&relay->out, (size_t)result);
+		} else if (!is_interrupted(result)) {
+			relay->flags |= RELAY_OUT_BROKEN;
+			clear(&relay->out);
+		}
+	} else if (number == relay->watching.number) {
+		relay->watching.number = 0;
+		if (!is_interrupted(result)) {
+			relay->flags |= RELAY_OUT_BROKEN;
+			clear(&relay->out);
+		}
+	} else if (number == relay->telling.number) {
+		relay->telling.number = 0;
+	}
+	run(relay);
+}
+
+static void obey(const struct packet *packet, size_t length, const int come[MOST_COME])
+{
+	const struct relay_order *order = &packet->order;
+	struct relay *relay = find_relay(order->relay);
+
+	switch (order->kind) {
+	case RELAY_ADD:
+		add(order, come);
+		break;
+	case RELAY_FREEZE:
+		freeze(order, come[0]);
+		break;
+	case RELAY_GIVE_BACK:
+		give_back(order, come);
+		break;
+	case RELAY_GO_ON:
+		if (relay && relay->state != RELAY_RUNS)
+			go_on(relay);
+		break;
+	case RELAY_END:
+		if (relay)
+			end(relay);
+		break;
+	case RELAY_ANSWER:
+		if (relay)
+			hear_answer(relay, packet, length);
+		report(RELAY_DONE, order->relay, order->id, 0);
+		break;
+	default:
+		break;
+	}
+}
+
+/* -- the daemon ------------------------------------------------------------------------------- */
+
+static void take_daemon(void)
+{
+	const int come = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+	if (come < 0)
+		return;
+	if (daemon_fd >= 0)
+		close(daemon_fd);
+	daemon_fd = come;
+	for (const struct relay *relay = relays; relay; relay = relay->next) {
+		struct relay_report held = {
+			.kind = RELAY_HELD, .relay = relay->number, .id = relay->inode,
+			.handle = relay->handle, .value = relay->state,
+		};
+
+		memcpy(held.move, relay->move, sizeof(held.move));
+		say(&held, NULL, 0, -1);
+		say_wish(relay, &relay->reading);
+		say_wish(relay, &relay->writing);
+		say_wish(relay, &relay->watching);
+		say_wish(relay, &relay->telling);
+	}
+	report(RELAY_TOLD, 0, 0, 0);
+}
+
+static void lose_daemon(void)
+{
+	close(daemon_fd);
+	daemon_fd = -1;
+}
+
+static void hear_daemon(void)
+{
+	static struct packet packet;
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(MOST_COME * sizeof(int))];
+	} control = { 0 };
+	int come[MOST_COME] = { -1, -1 };
+	struct iovec part = { .iov_base = &packet, .iov_len = sizeof(packet) };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	const ssize_t got = recvmsg(daemon_fd, &message, MSG_CMSG_CLOEXEC);
+
+	if (got <= 0) {
+		lose_daemon();
+		return;
+	}
+	if (message.msg_controllen && control.head.cmsg_type == SCM_RIGHTS)
+		memcpy(come, CMSG_DATA(&control.head), control.head.cmsg_len - CMSG_LEN(0));
+	if ((size_t)got >= sizeof(packet.order))
+		obey(&packet, (size_t)got - sizeof(packet.order), come);
+}
+
+struct polled {
+	struct pollfd *pollers;
+	size_t room;
+};
+
+static struct pollfd watch_near(const struct relay *relay)
+{
+	struct pollfd poller = { .fd = relay->near };
+
+	if (length_of(&relay->in))
+		poller.events |= POLLOUT;
+	if (!has(relay, RELAY_NEAR_ENDED | RELAY_OUT_BROKEN) && length_of(&relay->out) < MOST_OUT)
+		poller.events |= POLLIN;
+	/* Otherwise that it is closed, unless it seems so anyway. */
+	if (!poller.events && (relay->in_shut || has(relay, RELAY_IN_BROKEN)))
+		poller.fd = -1;
+	return poller;
+}
+
+static struct pollfd watch_far(const struct relay *relay)
+{
+	struct pollfd poller = { .fd = relay->far };
+
+	if (!length_of(&relay->in) && !has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
+		poller.events |= POLLIN;
+	if (length_of(&relay->out))
+		poller.events |= POLLOUT;
+	if (!is_ours(relay) || (!poller.events && (!has(relay, RELAY_FAR_ENDED) ||
+						    has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN))))
+		poller.fd = -1;
+	return poller;
+}
+
+/* Returns how many places are polled; two for each relay that runs, in their order. */
+static size_t list_polled(struct polled *polled)
+{
+	size_t count = OTHERS;
+
+	for (const struct relay *relay = relays; relay; relay = relay->next) {
+		if (relay->state != RELAY_RUNS)
+			continue;
+		if (count + 2 > polled->room) {
+			const size_t room = 2 * polled->room;
+			void *pollers = realloc(polled->pollers, room * sizeof(*polled->pollers));
+
+			if (!pollers)
+				break;
+			polled->pollers = pollers;
+			polled->room = room;
+		}
+		polled->pollers[count++] = watch_near(relay);
+		polled->pollers[count++] = watch_far(relay);
+	}
+	return count;
+}
+
+static void step(struct polled *polled)
+{
+	const size_t count = list_polled(polled);
+	struct pollfd *pollers = polled->pollers;
+	struct relay *relay = relays, *next;
+
+	pollers[LISTENER] = (struct pollfd){ .fd = listener, .events = POLLIN };
+	pollers[DAEMON] = (struct pollfd){ .fd = daemon_fd, .events = POLLIN };
+	if (poll(pollers, count, -1) < 0)
+		return;
+	for (size_t i = OTHERS; i < count && relay; relay = next) {
+		next = relay->next;
+		if (relay->state != RELAY_RUNS)
+			continue;
+		if (pollers[i].revents || pollers[i + 1].revents)
+			run(relay);
+		i += 2;
+	}
+	if (pollers[DAEMON].revents)
+		hear_daemon();
+	if (pollers[LISTENER].revents)
+		take_daemon();
+}
+
+static int listen_at(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || strlen(path) >= sizeof(address.sun_path))
+		return -1;
+	memcpy(address.sun_path, path, strlen(path));
+	(void)unlink(path);
+	if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) || listen(fd, 4))
+		return -1;
+	return fd;
+}
+
+int main(int argc, char **argv)
+{
+	const struct rlimit limit = { .rlim_cur = MOST_DESCRIPTORS, .rlim_max = MOST_DESCRIPTORS };
+	struct polled polled = { .room = 64 };
+	struct timespec now = { 0 };
+
+	if (argc != 2) {
+		(void)fprintf(stderr, "usage: relay SOCKET\n");
+		return 2;
+	}
+	(void)signal(SIGPIPE, SIG_IGN);
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
+	/* No relay of one before us has the same number: ghosts may remember its orders. */
+	(void)clock_gettime(CLOCK_BOOTTIME, &now);
+	last_relay = (uint32_t)(now.tv_sec * 10) + (uint32_t)(now.tv_nsec / 100000000);
+	listener = listen_at(argv[1]);
+	polled.pollers = calloc(polled.room, sizeof(*polled.pollers));
+	if (listener < 0 || !polled.pollers) {
+		(void)fprintf(stderr, "relay: %s: %s\n", argv[1], strerror(errno));
+		return 1;
+	}
+	/* Its text is on the root, and it must go on while that recovers. */
+	(void)mlockall(MCL_CURRENT);
+	for (;;)
+		step(&polled);
+}

@@ -1,0 +1,1 @@
+"""Moving processes: what CRIU dumps on one node is restored on another."""

@@ -1,0 +1,140 @@
+"""CRIU, as it is called here."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import socket
+import struct
+from pathlib import Path
+
+from ssi.common.errors import SsiError
+from ssi.node.launcher import Program
+from ssi.node.root import SYSROOT, USERLAND
+
+PROGRAM = "/usr/sbin/criu"
+FOLDER = "/usr/lib/ssi/criu"
+PRELOADED = "/usr/lib/ssi/criu.preload.so"
+VARIABLE, PLACE, LAZY = "SSI_MOVE", "SSI_PLACE", "SSI_LAZY"
+
+KNOWN = Path("/run/ssi/public/criu.kdat")
+"""What CRIU has found out about this kernel: it would take a tenth of a second each time."""
+
+_TOP, _TOP_OF_UML = 0x7FFFFFFFF000, 0x7F8000000000
+"""Where a process's addresses end: CRIU knows one answer for all kernels of this machine."""
+
+COMMON = (
+    "--shell-job", "--manage-cgroups=ignore", "--libdir", FOLDER, "--log-file", "log",
+    "--verbosity=2",
+)  # fmt: skip
+
+OWN_FILES = "/run/ssi/proc/self/fd"
+"""In the kernel's own procfs: to that of the cluster who has come home is foreign for a second."""
+
+IMAGES = 3
+"""The descriptor by which CRIU has the folder with the images: it is not in its name space."""
+
+
+class CannotMove(SsiError):
+    """The process stays where it is."""
+
+    code = "cannot-move"
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, number: int = errno.EIO) -> None:
+        """`number` is the errno of it, for who writes to /proc/PID/goto."""
+        super().__init__(message, hint=hint)
+        self.number = number
+
+
+def environment(move: str) -> dict[str, str]:
+    """Return CRIU's environment."""
+    # 130: without hardware breakpoints, which UML has not.
+    return {
+        VARIABLE: move, "LD_PRELOAD": PRELOADED, "CRIU_FAULT": "130",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    }  # fmt: skip
+
+
+def check_installed() -> None:
+    """Raise CannotMove if the root has no CRIU."""
+    if not (SYSROOT / PROGRAM.lstrip("/")).exists():
+        raise CannotMove(
+            "this root has no CRIU",
+            hint="apt-get install criu (4.1 or newer)",
+            number=errno.EOPNOTSUPP,
+        )
+
+
+async def learn_kernel() -> None:
+    """Have CRIU find out about this kernel, once."""
+    if KNOWN.exists():
+        return
+    # In a mount namespace in which it finds /run as it wants it, and the kernel's own /proc.
+    script = (
+        "mount -t tmpfs none /run && mount -t proc none /proc && "
+        f"{PROGRAM} check >&2; cat /run/criu.kdat"
+    )
+    process = await asyncio.create_subprocess_exec(
+        "nsenter", f"--mount={USERLAND}", "unshare", "--mount", "sh", "-c", script,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    known, said = await process.communicate()
+    if not known:
+        lines = said.decode(errors="replace").strip().splitlines() or ["criu check failed"]
+        raise CannotMove(f"this kernel is not fit for CRIU: {lines[-1]}")
+    if "User Mode Linux" in Path("/proc/cpuinfo").read_text():
+        known = known.replace(struct.pack("<Q", _TOP), struct.pack("<Q", _TOP_OF_UML))
+    partial = KNOWN.with_suffix(".partial")
+    partial.write_bytes(known)
+    partial.rename(KNOWN)
+
+
+async def dump(
+    move: str, pid: int, folder: Path, pages: socket.socket, *, lazy: bool = False
+) -> asyncio.subprocess.Process:
+    """Start a dump of `pid` into `folder`, of its memory to where a connection leads.
+
+    It goes there at once, or as it is asked for behind the dump. What comes of it the plugin tells.
+    """
+    number = str(pages.fileno())
+    way = "--lazy-pages" if lazy else "--page-server"
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Not below the filter: the kernel shows a filter only to who has none.
+        return await asyncio.create_subprocess_exec(
+            "nsenter", f"--mount=/proc/{pid}/ns/mnt", PROGRAM, "dump", "--tree", str(pid),
+            "--images-dir", f"{OWN_FILES}/{fd}", "--leave-running", "--network-lock=skip",
+            "--ghost-limit=64M", "--file-locks", way, "--ps-socket", number, *COMMON,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL, pass_fds=[fd, pages.fileno()],
+            start_new_session=True,
+            env={**environment(move), **({LAZY: number} if lazy else {})},
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+
+
+def restore(move: str, pid: int, *, lazy: bool = False) -> Program:
+    """Return what becomes process `pid`, if it is given the images' folder.
+
+    A pager brings its memory later, or that is among the images.
+    """
+    argv = [
+        PROGRAM, "restore", "--images-dir", f"{OWN_FILES}/{IMAGES}", "--restore-detached",
+        "--lazy-pages" if lazy else "--auto-dedup", "--file-locks", *COMMON,
+    ]  # fmt: skip
+    return Program(argv, {**environment(move), PLACE: str(pid)}, pid=pid)
+
+
+def read_errors(folder: Path) -> str:
+    """Return what CRIU says went wrong, in a line."""
+    try:
+        text = (folder / "log").read_text(errors="replace")
+    except OSError:
+        return "CRIU did not start"
+    errors = re.findall(r"Error \([^)]*\): (.*)", text)
+    useful = [line for line in errors if "FAILED" not in line]
+    return "; ".join(dict.fromkeys(useful)) or "CRIU failed"

@@ -1,0 +1,718 @@
+"""Processes that leave this node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import itertools
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from pathlib import Path
+
+from ssi.common import wire
+from ssi.common.errors import NodeLost, SsiError
+from ssi.common.nodes import MAX_NODE
+from ssi.common.wire import Message
+from ssi.node.ics.answering import Call
+from ssi.node.ics.ics import Ics, Stream
+from ssi.node.migration import criu, faults, landing, rewrite, transfer
+from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
+from ssi.node.migration.clocks import read_clocks
+from ssi.node.migration.criu import CannotMove
+from ssi.node.migration.files import Files
+from ssi.node.migration.holder import (
+    STILL_S,
+    Fate,
+    Holder,
+    HolderKilled,
+    find_fate,
+    spent,
+    wait_first,
+)
+from ssi.node.migration.locks import list_locks
+from ssi.node.migration.obstacles import Obstacles, check_right, raise_refusal
+from ssi.node.migration.pagers import Pagers, is_worth
+from ssi.node.pids import origin_of
+from ssi.node.process.bodies import Body
+from ssi.node.process.caller import MAX_PID, Caller
+from ssi.node.process.family import Child, Family
+from ssi.node.process.foreign import Foreign
+from ssi.node.process.ghost import PROGRAM, Kind
+from ssi.node.process.jobcontrol import parent_of
+from ssi.node.processes import start_of
+from ssi.node.tasks import Tasks
+from ssi.node.waiting import wait_until
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/run/ssi/departures")
+RECORD, DECIDED, DONE = "record", "decided", "done"
+"""Files of a departure: what the next daemon must know, from when the target is asked; that it
+leaves; that what was here has followed."""
+
+TRACED_S = 5.0
+REMEMBERED = 1000
+TRIES = 3
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Departure:
+    """One process on its way."""
+
+    pid: int
+    target: int
+    body: Body | None
+    """What it is to this node; None for one that is at home."""
+    move: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
+    holder: Holder | None = None
+    """CRIU, from its start."""
+    begun: int = 0
+    """When the process began."""
+    lazy: bool = False
+    """Whether its memory follows when it goes on."""
+    dumped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    answer: asyncio.Future[Answer] = dataclasses.field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """What becomes of what is held here."""
+    hold: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    held: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """It is to end, and will, should CRIU be killed."""
+    done: asyncio.Future[int] = dataclasses.field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """How that went: 0 or a negative errno."""
+    ghost: str = ""
+    keeper: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
+    """What becomes of it on a node that is not its home, if it is not killed."""
+    keeps: bool = False
+    """Whether descriptors stay with that."""
+    owners: Sequence[tuple[int, str]] = ()
+    """Node and id of the remnants from which it has descriptors."""
+    children: Sequence[Child] = ()
+    kind: Kind = Kind.GHOST
+    """Of what it becomes here, if it is not killed."""
+    verdict: Answer | None = None
+    """What the answer is if the process leaves; None until that can be said."""
+    goes_on: bool = False
+    """It does, on its new node."""
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    times: list[tuple[str, float]] = dataclasses.field(default_factory=list)
+    """When it had come how far."""
+
+    def mark(self, what: str) -> None:
+        """Note that it has come so far."""
+        self.times.append((what, time.monotonic()))
+
+    def tell_times(self) -> str:
+        """Return how long each part has taken."""
+        parts = itertools.pairwise(self.times)
+        return ", ".join(f"{what} {then - before:.3f}" for (_, before), (what, then) in parts)
+
+    def dump(self) -> Message:
+        """Return what the next daemon must know of one that the target has been asked for."""
+        assert self.verdict
+        assert self.holder
+        return {
+            "criu": [self.holder.pid, self.holder.begun], "pid": self.pid, "begun": self.begun,
+            "target": self.target, "ghost": self.ghost,
+            "kill": self.verdict.verdict == Verdict.KILL, "kind": self.kind,
+            "at_home": self.body is None, "keeper": self.keeper, "keeps": self.keeps,
+            "owners": list(self.owners), "argv": list(self.verdict.argv),
+            "variables": dict(self.verdict.variables),
+        }  # fmt: skip
+
+    @property
+    def goes_home(self) -> bool:
+        """Whether its ghost is on the node to which it goes."""
+        return self.body is not None and self.body.home == self.target
+
+    @property
+    def folder(self) -> Path:
+        """Where its images are."""
+        return FOLDER / self.move
+
+
+class Departures:
+    """All of this node."""
+
+    def __init__(
+        self, foreign: Foreign, family: Family, files: Files, barrier: Barrier,
+        obstacles: Obstacles, pagers: Pagers, ics: Ics,
+    ) -> None:  # fmt: skip
+        self._foreign = foreign
+        self._obstacles = obstacles
+        self._pagers = pagers
+        self._asking = family.asking
+        self._places = places = family.places
+        self._ghosts = places.ghosts
+        self._bodies = places.bodies
+        self._stand_ins = places.stand_ins
+        self._family = family
+        self._files = files
+        self._barrier = barrier
+        self._ics = ics
+        self._moving: set[int] = set()
+        self._resumed: dict[int, Departure] = {}
+        """Those that a daemon before this one has begun, by the process."""
+        self._ready = asyncio.Event()
+        self._all: dict[str, Departure] = {}
+        self._asked: dict[str, asyncio.Task[Message]] = {}
+        """Moves that were asked for: who asks again has not had the answer."""
+        self._pass_on = foreign.pass_on(self._answer_move)
+        self._tasks = Tasks()
+        ics.serve("depart-end", self._answer_depart_end)
+        ics.serve("move", self._answer_once)
+
+    @property
+    def moves(self) -> set[str]:
+        """Those that are under way."""
+        return set(self._all)
+
+    async def move(self, pid: int, target: int, caller: Caller, *, whole: bool = False) -> None:
+        """Move a process of any node to `target`; raises SsiError with the reason if it stays.
+
+        `whole` has it wait there for all its memory, however much that is.
+        """
+        once = secrets.token_hex(8)
+        words = {
+            "pid": pid, "target": target, "caller": caller.dump(), "once": once, "whole": whole,
+        }  # fmt: skip
+        answer: Message = {}
+        for _ in range(TRIES):
+            answer = await self._foreign.ask_where(pid, "move", words)
+            # It may have left where it was sought, and the daemon there died before it said so.
+            if answer["error"] != errno.ESRCH or await self._foreign.find(pid) is None:
+                break
+        raise_refusal(pid, answer)
+
+    async def _answer_once(self, call: Call) -> Message:
+        """Move it once, whatever becomes of the connection to the asker."""
+        once = wire.get_text(call.body, "once")
+        if once not in self._asked:
+            self._asked[once] = asyncio.ensure_future(self._answer_passed(call))
+            while len(self._asked) > REMEMBERED:
+                self._asked.pop(next(iter(self._asked)))
+        return await asyncio.shield(self._asked[once])
+
+    async def _answer_passed(self, call: Call) -> Message:
+        return await self._pass_on(call)
+
+    async def _answer_move(self, call: Call) -> Message:
+        pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+        target = wire.get_int(call.body, "target", 1, MAX_NODE)
+        caller = Caller.load(wire.get_object(call.body, "caller"))
+        try:
+            await self._ready.wait()
+            check_right(pid, caller)
+            await self._move_alone(pid, target, whole=wire.get_flag(call.body, "whole"))
+        except ProcessLookupError:
+            return {"error": errno.ESRCH}
+        except SsiError as error:
+            logger.info("process %d stays: %s", pid, error)
+            return {"error": _number_of(error), "reason": str(error)}
+        return {"error": 0}
+
+    async def _move_alone(self, pid: int, target: int, *, whole: bool) -> None:
+        """Move a process unless another move of it is under way."""
+        if resumed := self._resumed.get(pid):
+            await resumed.ended.wait()
+            if resumed.goes_on and resumed.target == target:
+                return
+        if pid in self._moving:
+            raise CannotMove("it is being moved already", number=errno.EALREADY)
+        self._moving.add(pid)
+        try:
+            await self._move(pid, target, whole=whole)
+        finally:
+            self._moving.discard(pid)
+
+    async def _move(self, pid: int, target: int, *, whole: bool) -> None:
+        if target == self._places.node:
+            return
+        departure = await self._prepare(pid, target)
+        departure.lazy = not whole and is_worth(pid)
+        self._add(departure)
+        logger.info("move %s: process %d to node%d", departure.move, pid, target)
+        try:
+            async with self._reach(departure) as (stream, connection):
+                departure.mark("reached")
+                await self._carry_out(departure, stream, connection)
+            logger.info("move %s: seconds: %s", departure.move, departure.tell_times())
+        finally:
+            self._end(departure)
+            await self._places.tell_move(pid)
+
+    async def _prepare(self, pid: int, target: int) -> Departure:
+        """Return what is to be done if nothing keeps the process; raises CannotMove."""
+        if not self._asking.is_alive(target):
+            raise CannotMove(f"node{target} is not up", number=errno.EHOSTDOWN)
+        departure = Departure(pid, target, self._bodies.find(pid), begun=_begin_of(pid))
+        departure.mark("begun")
+        await self._pagers.wait(pid)
+        # A move that a daemon before this one has begun may just be given up.
+        await wait_until(lambda: not find_tracer(pid), within_s=TRACED_S)
+        if found := await self._obstacles.find(pid):
+            raise CannotMove("; ".join(found), number=errno.EBUSY)
+        if departure.goes_home and "\nNoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text():
+            # What becomes of the ghost begins as root's program.
+            raise CannotMove("it may get no new privileges, and so cannot come home")
+        criu.check_installed()
+        await criu.learn_kernel()
+        departure.folder.mkdir(mode=0o700, parents=True)
+        departure.mark("looked at")
+        return departure
+
+    async def _carry_out(
+        self, departure: Departure, stream: Stream, connection: socket.socket
+    ) -> None:
+        """Have it dumped, and restored on its new node; raises CannotMove."""
+        process = await criu.dump(
+            departure.move, departure.pid, departure.folder, connection, lazy=departure.lazy
+        )
+        departure.holder = Holder(process.pid)
+        try:
+            faults.hit("departure-begun", process.pid)
+            await _wait_dumped(departure, stream)
+            departure.mark("dumped")
+            faults.hit("departure-dumped", process.pid)
+            await self._hand_over(departure, stream, connection)
+            departure.mark("followed")
+        finally:
+            if not departure.answer.done():
+                departure.answer.set_result(Answer(Verdict.GO_ON))
+            if departure.lazy or not departure.dumped.is_set():
+                # It may wait for who takes its pages, as may who has those that follow.
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            await departure.holder.wait_end()
+            await process.wait()
+
+    def _add(self, departure: Departure) -> None:
+        self._all[departure.move] = departure
+        self._barrier.moves[departure.move] = lambda question, number, _: self._hear(
+            departure, question, number
+        )
+
+    def _end(self, departure: Departure) -> None:
+        del self._all[departure.move]
+        del self._barrier.moves[departure.move]
+        self._tasks.spawn(self._files.settle(departure.move, left=departure.goes_on))
+        shutil.rmtree(departure.folder, ignore_errors=True)
+        departure.ended.set()
+
+    @contextlib.asynccontextmanager
+    async def _reach(self, departure: Departure) -> AsyncIterator[tuple[Stream, socket.socket]]:
+        """Have its new node expect it: give a call to say the rest, and a connection for bytes."""
+        words = {
+            "move": departure.move, "pages": _count_pages(departure.pid), "lazy": departure.lazy,
+        }  # fmt: skip
+        async with self._ics.call(departure.target, "arrive", words) as stream:
+            place = await stream.receive()
+            if place is None:
+                await stream.answer()
+                raise CannotMove(f"node{departure.target} does not expect it")
+            try:
+                way = await landing.connect(self._places.node, departure.target, place)
+            except OSError as error:
+                raise CannotMove(f"node{departure.target} is out of reach: {error}") from error
+            with way:
+                yield stream, way
+
+    async def _hand_over(
+        self, departure: Departure, stream: Stream, connection: socket.socket
+    ) -> None:
+        """Have it restored on its new node, and go on there; raises CannotMove."""
+        body = departure.body
+        departure.children = self._family.list_children(departure.pid)
+        departure.ghost = body.id if body else departure.keeper
+        found = await self._files.sort(departure.pid, body, departure.folder, departure.keeper)
+        departure.keeps = bool(found.kept)
+        there = [body] if body and departure.goes_home else list(found.owners.values())
+        owner = next((one for one in there if one.home == departure.target), None)
+        left = await self._files.list_left(departure.pid, owner) if owner else []
+        departure.owners = [(owner.home, owner.id) for owner in found.owners.values()]
+        rewrite.free_from_node(departure.folder)
+        departure.verdict = self._choose_verdict(departure, found.kept)
+        wishes = {
+            "files": found.files, **self._describe(departure),
+            "ghost": departure.ghost, "home": body.home if body else self._places.node,
+            "pinned": bool(body and body.pinned), "clocks": read_clocks(departure.pid).dump(),
+            "children": [child.dump() for child in departure.children],
+            "locks": [lock.dump() for lock in list_locks(departure.pid)], "left": left,
+        }  # fmt: skip
+        (departure.folder / RECORD).write_bytes(wire.encode(departure.dump()))
+        try:
+            departure.mark("sorted")
+            await self._send(departure, connection)
+            if departure.lazy:
+                # From now on it is a matter between who has the pages and who fetches them.
+                connection.close()
+            faults.hit("departure-sent", self._criu_of(departure))
+            if departure.goes_home:
+                await self._hold(departure)
+            await stream.send(wishes)
+            departure.mark("sent")
+            await self._await_ready(departure, stream)
+            departure.mark("restored")
+        except SsiError:
+            await self._look_after_ghost(departure)
+            raise
+        faults.hit("departure-ready", self._criu_of(departure))
+        await self._decide(departure)
+        faults.hit("departure-committed", self._criu_of(departure))
+        await self._commit(departure)
+
+    @staticmethod
+    def _criu_of(departure: Departure) -> int:
+        return departure.holder.pid if departure.holder else 0
+
+    async def _hold(self, departure: Departure) -> None:
+        """Have it end if CRIU is killed from now on: its ghost is about to be another's, or to go.
+
+        Raises CannotMove.
+        """
+        assert departure.holder
+        departure.hold.set()
+        await wait_first([departure.held.wait(), departure.holder.ended.wait()])
+        fate = find_fate(departure.pid, departure.begun)
+        if not departure.held.is_set() and fate != Fate.GONE:
+            raise HolderKilled
+
+    async def _await_ready(self, departure: Departure, stream: Stream) -> None:
+        """Wait until it is restored and held there; raises SsiError if it is not."""
+        assert departure.holder
+        ready = asyncio.ensure_future(self._hear_ready(departure, stream))
+        waits: list[Awaitable[object]] = [asyncio.shield(ready)]
+        if not departure.held.is_set():
+            waits.append(departure.holder.ended.wait())
+        # Its new node sees to it that this has an end.
+        await wait_first(waits)
+        if not ready.done():
+            ready.cancel()
+            raise HolderKilled
+        await ready
+
+    async def _hear_ready(self, departure: Departure, stream: Stream) -> None:
+        try:
+            await stream.answer()
+        except NodeLost:
+            # If only its daemon was killed, or the connection, it may become ready all the same.
+            if not await self._is_ready(departure):
+                raise
+
+    async def _look_after_ghost(self, departure: Departure) -> None:
+        """It stays; unless it was to go home, and its ghost has ended of that."""
+        body = departure.body
+        if body and departure.goes_home and not await self._has_ghost(body):
+            body.left = True
+            departure.answer.set_result(Answer(Verdict.KILL))
+
+    async def _decide(self, departure: Departure) -> None:
+        """It leaves, as it is ready there; raises CannotMove if it has been killed."""
+        try:
+            if departure.body:
+                await self._hold(departure)
+                await self._tell_home(departure, departure.body)
+            # Once its ghost has been told there is no way back.
+            if (departure.goes_home or not departure.body) and not self._asking.is_alive(
+                departure.target
+            ):
+                raise NodeLost(f"node{departure.target} was lost")
+            if departure.verdict and departure.verdict.verdict == Verdict.GHOST:
+                self._ghosts.adopt(
+                    departure.pid, departure.keeper, departure.target, kind=departure.kind,
+                    parent=parent_of(departure.pid), keeps=departure.keeps,
+                    below=self._below(departure),
+                )  # fmt: skip
+        except SsiError:
+            await self._tell_target(departure, goes_on=False)
+            raise
+        await self._tell_keepers(departure, departure.target)
+        await self._family.tell_moved(departure.pid, departure.children, departure.target)
+        (departure.folder / DECIDED).touch()
+
+    async def _commit(self, departure: Departure) -> None:
+        """It has left: have what is here follow, then have it go on there."""
+        body = departure.body
+        if body:
+            body.left = True
+        assert departure.verdict
+        departure.answer.set_result(departure.verdict)
+        failure = await self._await_done(departure)
+        if failure:
+            await self._take_back(departure)
+            raise CannotMove(f"it could not be let go: {os.strerror(-failure)}")
+        if body and departure.verdict.verdict == Verdict.KILL:
+            await body.gone.wait()
+        elif body:
+            self._bodies.leave_behind(body)
+        self._family.leave(departure.pid)
+        self._family.follow(departure.pid, departure.children)
+        faults.hit("departure-done", self._criu_of(departure))
+        await self._tell_target(departure, goes_on=True)
+
+    async def _await_done(self, departure: Departure) -> int:
+        """Return 0 when nothing but a ghost is left of it here, or a negative errno."""
+        assert departure.holder
+        await wait_first([asyncio.shield(departure.done), departure.holder.ended.wait()])
+        if departure.done.done() and not (departure.body and departure.done.result()):
+            return departure.done.result()
+        fate = find_fate(departure.pid, departure.begun)
+        logger.warning("move %s: CRIU has failed, the process %s", departure.move, fate.value)
+        if departure.body:
+            # Its ghost has been told: it goes on there, whatever is left here.
+            if fate not in {Fate.GONE, Fate.GHOST}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(departure.pid, signal.SIGKILL)
+            return 0
+        if fate == Fate.GONE:
+            return -errno.ESRCH
+        return 0 if fate == Fate.GHOST else -errno.ECANCELED
+
+    async def _take_back(self, departure: Departure) -> None:
+        """It stays although that was decided otherwise: CRIU has not done it."""
+        (departure.folder / DECIDED).unlink(missing_ok=True)
+        self._ghosts.disown(departure.pid)
+        node = self._places.node
+        await self._tell_keepers(departure, node)
+        await self._family.tell_moved(departure.pid, departure.children, node)
+        await self._tell_target(departure, goes_on=False)
+
+    async def _tell_target(self, departure: Departure, *, goes_on: bool) -> None:
+        departure.goes_on = goes_on
+        with contextlib.suppress(NodeLost):
+            end = {"move": departure.move, "goes_on": goes_on}
+            await self._asking.ask(departure.target, "arrive-end", end)
+
+    async def _tell_home(self, departure: Departure, body: Body) -> None:
+        """Have the ghost know where its body is about to be; raises CannotMove if it is gone."""
+        if departure.goes_home:
+            return
+        with contextlib.suppress(NodeLost):
+            if not await self._tell_keeper(departure, body.home, body.id, departure.target):
+                raise CannotMove("it has been killed, or where it was to go")
+
+    async def _tell_keeper(self, departure: Departure, node: int, key: str, target: int) -> bool:
+        """Have what keeps descriptors know who is going to use them; return whether it is there."""
+        owner = self._bodies.find_by_ghost(key)
+        left = await self._files.list_left(departure.pid, owner) if owner else []
+        words = {"id": key, "node": target, "fds": left}
+        return wire.get_flag(await self._asking.ask(node, "ghost-moved", words), "moved")
+
+    async def _tell_keepers(self, departure: Departure, target: int) -> None:
+        for node, key in departure.owners:
+            with contextlib.suppress(NodeLost):
+                await self._tell_keeper(departure, node, key, target)
+
+    async def _has_ghost(self, body: Body) -> bool:
+        """Tell whether the body's ghost lives, as far as can be known."""
+        with contextlib.suppress(NodeLost):
+            answer = await self._asking.ask(body.home, "ghost-where", {"id": body.id})
+            return wire.get_int(answer, "node", 0, MAX_NODE) != 0
+        return True
+
+    def _choose_verdict(self, departure: Departure, kept: Sequence[int]) -> Answer:
+        """Return what becomes of the process here."""
+        if departure.body is None:
+            return self._render_ghost(departure, kept)
+        if self._has_parent_here(departure):
+            departure.kind = Kind.PLACEHOLDER
+        elif kept or any(child.node == self._places.node for child in departure.children):
+            departure.kind = Kind.REMNANT
+        else:
+            return Answer(Verdict.KILL)
+        return self._render_ghost(departure, kept)
+
+    @staticmethod
+    def _below(departure: Departure) -> int:
+        """Return the node that tells its parent here how it fares, if that is another one."""
+        body = departure.body
+        return body.home if body and departure.kind == Kind.PLACEHOLDER else 0
+
+    def _has_parent_here(self, departure: Departure) -> bool:
+        """Tell whether the parent of a body is neither a stand-in nor gone."""
+        parent = parent_of(departure.pid)
+        return bool(origin_of(parent)) and not self._places.is_placeholder(parent)
+
+    def _render_ghost(self, departure: Departure, kept: Sequence[int]) -> Answer:
+        """Return what makes a ghost of the process."""
+        argv = [Path(PROGRAM).name, str(departure.target), "its-command"]
+        had = rewrite.list_pending(departure.folder)
+        lists = (",".join(map(str, numbers)) for numbers in (sorted(kept), had))
+        return Answer(Verdict.GHOST, argv=argv, variables={"SSI_KEPT": ";".join(lists)})
+
+    async def take_over(self) -> None:
+        """Finish what the daemon before this one has begun; what is not ready there stays here."""
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        for folder in FOLDER.iterdir():
+            try:
+                saved = json.loads((folder / RECORD).read_text())
+            except (OSError, ValueError):
+                self._tasks.spawn(_remove(folder))
+                continue
+            body = None if saved["at_home"] else self._bodies.find_by_ghost(saved["ghost"])
+            departure = Departure(saved["pid"], saved["target"], body, move=folder.name)
+            departure.kind, departure.keeper = Kind(saved["kind"]), saved["keeper"]
+            departure.keeps = saved["keeps"]
+            departure.owners = [(node, key) for node, key in saved["owners"]]
+            departure.children = self._family.list_children(departure.pid)
+            departure.begun = saved["begun"]
+            departure.holder = Holder.find(*saved["criu"])
+            departure.ghost = saved["ghost"]
+            verdict = Verdict.KILL if saved["kill"] else Verdict.GHOST
+            departure.verdict = Answer(verdict, argv=saved["argv"], variables=saved["variables"])
+            if (folder / DONE).exists():
+                departure.done.set_result(0)
+            self._add(departure)
+            self._resumed[departure.pid] = departure
+            self._tasks.spawn(self._finish(departure))
+        self._ready.set()
+
+    async def _finish(self, departure: Departure) -> None:
+        try:
+            if not (departure.folder / DECIDED).exists():
+                if not await self._is_ready(departure):
+                    await self._look_after_ghost(departure)
+                    raise CannotMove("it was not ready yet")
+                self._check_held(departure)
+                await self._decide(departure)
+            await self._commit(departure)
+        except SsiError as error:
+            logger.warning("move %s: %s", departure.move, error)
+        finally:
+            if not departure.answer.done():
+                departure.answer.set_result(Answer(Verdict.GO_ON))
+            self._end(departure)
+            del self._resumed[departure.pid]
+
+    @staticmethod
+    def _check_held(departure: Departure) -> None:
+        """Raise CannotMove if it was let go while there was no daemon."""
+        assert departure.holder
+        assert departure.verdict
+        if departure.verdict.verdict == Verdict.KILL and not departure.body:
+            raise CannotMove("it has ended")
+        if departure.holder.ended.is_set() and not departure.body:
+            raise HolderKilled
+
+    async def _is_ready(self, departure: Departure) -> bool:
+        """Tell whether it is restored and held where it is to go."""
+        try:
+            words = {"move": departure.move}
+            answer = await self._asking.ask(departure.target, "arrive-ready", words)
+        except NodeLost:
+            return False
+        return wire.get_flag(answer, "ready")
+
+    async def _answer_depart_end(self, call: Call) -> Message:
+        """Tell whether a process goes on where it has come to, once that is known."""
+        await self._ready.wait()
+        departure = self._all.get(wire.get_text(call.body, "move"))
+        if departure:
+            await departure.ended.wait()
+        return {"goes_on": bool(departure and departure.goes_on)}
+
+    def _describe(self, departure: Departure) -> Message:
+        fields = Path(f"/proc/{departure.pid}/stat").read_text().rpartition(")")[2].split()
+        parent, group, session, tty = (int(fields[index]) for index in (1, 2, 3, 4))
+        if departure.body:
+            tty = departure.body.tty
+            visitor = parent not in self._stand_ins or parent == self._stand_ins.visitors.pid
+            if visitor and departure.kind != Kind.PLACEHOLDER:
+                parent = 0
+        return {
+            "pid": departure.pid, "parent": parent, "group": group, "session": session, "tty": tty,
+        }  # fmt: skip
+
+    async def _send(self, departure: Departure, connection: socket.socket) -> None:
+        try:
+            await transfer.alone(connection, transfer.send_images, departure.folder)
+        except OSError as error:
+            raise CannotMove(f"node{departure.target} is out of reach: {error}") from error
+
+    async def _hear(self, departure: Departure, question: Question, number: int) -> Answer:
+        if question == Question.DUMPED:
+            departure.dumped.set()
+            await wait_first([asyncio.shield(departure.answer), departure.hold.wait()])
+            if not departure.answer.done():
+                return Answer(Verdict.HOLD)
+        if question == Question.HELD:
+            departure.held.set()
+        if question in {Question.DUMPED, Question.HELD}:
+            return await asyncio.shield(departure.answer)
+        if question == Question.DONE and faults.hit("departure-followed", self._criu_of(departure)):
+            return Answer(Verdict.GO_ON)
+        if question == Question.DONE and not departure.done.done():
+            if number == 0:
+                (departure.folder / DONE).touch()
+            departure.done.set_result(number)
+        return Answer(Verdict.GO_ON)
+
+
+async def _remove(folder: Path) -> None:
+    """Remove images that CRIU may still be writing: it hears in the end that nobody wants them."""
+
+    def is_removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    await wait_until(is_removed, within_s=STILL_S)
+
+
+async def _wait_dumped(departure: Departure, stream: Stream) -> None:
+    """Wait until its images are written; raises SsiError if that fails, or nobody wants them."""
+    holder = departure.holder
+    assert holder
+    refused = asyncio.ensure_future(stream.answer())
+    progress = await wait_first(
+        [holder.ended.wait(), departure.dumped.wait(), asyncio.shield(refused)],
+        lambda: spent(holder.pid),
+    )
+    if refused.done():
+        await refused
+        raise CannotMove(f"node{departure.target} does not expect it")
+    refused.cancel()
+    if not progress:
+        raise CannotMove("CRIU makes no progress")
+    if not departure.dumped.is_set():
+        raise CannotMove(criu.read_errors(departure.folder))
+
+
+def _number_of(error: SsiError) -> int:
+    if isinstance(error, CannotMove):
+        return error.number
+    return errno.EHOSTDOWN if isinstance(error, NodeLost) else errno.EIO
+
+
+def _begin_of(pid: int) -> int:
+    try:
+        return start_of(pid)
+    except OSError as error:
+        raise ProcessLookupError(pid) from error
+
+
+def find_tracer(pid: int) -> int:
+    """Return who traces a process, 0 if nobody does; raises ProcessLookupError."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError as error:
+        raise ProcessLookupError(pid) from error
+    return int(text.partition("TracerPid:")[2].split()[0])
+
+
+def _count_pages(pid: int) -> int:
+    """Return how much of its memory is there; raises ProcessLookupError."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except FileNotFoundError as error:
+        raise ProcessLookupError from error

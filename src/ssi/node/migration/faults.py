@@ -1,0 +1,56 @@
+"""Points of a move at which a test has something die: this daemon, this node, CRIU, connections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
+
+FILE = Path("/run/ssi/public/fault")
+"""Holds a point's name, and behind it "node", "criu" or "cut" if not the daemon ends but that; or
+"wait", until somebody writes to REACHED. It is only in tests; in the userland it is in /run/ssi."""
+
+REACHED = Path("/run/ssi/public/fault.reached")
+STEP_S = 0.02
+
+
+def hit(point: str, criu: int = 0) -> bool:
+    """Have that happen here which is wished; tell whether something was."""
+    try:
+        wished, *what = FILE.read_text().split()
+    except (OSError, ValueError):
+        return False
+    if wished != point:
+        return False
+    FILE.unlink()
+    match what:
+        case ["node"]:
+            Path("/proc/sysrq-trigger").write_text("c")
+        case ["criu"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(criu or os.getpid(), signal.SIGKILL)
+        case ["cut"]:
+            cut()
+        case ["wait"]:
+            REACHED.touch()
+            while not REACHED.stat().st_size:
+                time.sleep(STEP_S)
+        case _:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def cut() -> None:
+    """Break all connections with other nodes."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as one:
+                if one.family == socket.AF_INET:
+                    one.getpeername()
+                    one.shutdown(socket.SHUT_RDWR)

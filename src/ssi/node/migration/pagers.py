@@ -1,0 +1,182 @@
+"""Pagers: what brings the memory of processes that go on here before all of it has come.
+
+native/criu/pager.c is one. It outlives this daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+from pathlib import Path
+
+from ssi.common import wire
+from ssi.common.wire import Message
+from ssi.node.cluster import Cluster
+from ssi.node.migration.holder import Holder, wait_first
+from ssi.node.migration.images import Image
+from ssi.node.processes import start_process
+from ssi.node.root import USERLAND
+from ssi.node.state.state import State
+from ssi.node.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "/usr/lib/ssi/pager"
+FOLDER = Path("/run/ssi/pagers")
+SOCKET = "lazy-pages.socket"
+"""Beside the images CRIU looks for it there."""
+MISSING = "missing"
+
+LEAST = 16 * 1024 * 1024
+"""Of less memory all is sent at once: that takes no longer than what is to be done for a pager."""
+
+_ADDRESS, _PAGES, _FLAGS = 1, 2, 4
+_LAZY = 2
+_PAIR = struct.Struct("=QQ")
+_MISSES = " um"
+"""The kernel's word in smaps for a mapping of which pages may be missing."""
+
+
+def is_worth(pid: int) -> bool:
+    """Tell whether a process has so much memory that it should not wait for it."""
+    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    own, shared, swapped = (
+        int(fields[name][0]) * 1024 for name in ("RssAnon", "RssShmem", "VmSwap")
+    )
+    # What is shared is sent at once; what is swapped out would all be in memory at the same time.
+    return own >= LEAST and shared + swapped < LEAST
+
+
+def find_missing(image: Path) -> list[tuple[int, int]]:
+    """Return where pages are that follow later: addresses, and how many from there on."""
+    return [
+        (entry.number(_ADDRESS), entry.number(_PAGES))
+        for entry in Image(image).entries[1:] if entry.number(_FLAGS) & _LAZY
+    ]  # fmt: skip
+
+
+def _count_pages(pid: int) -> int:
+    """Return how much of a process's memory is there, 0 if it is not."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return 0
+
+
+def _misses(pid: int) -> bool:
+    """Tell whether pages of a process may be missing."""
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/smaps").open() as lines:
+        return any(line.startswith("VmFlags") and _MISSES in line for line in lines)
+    return False
+
+
+def _reap(pid: int) -> None:
+    # One that a daemon before this one has started is nobody's child.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pager:
+    """One of them, and the node from which it fetches."""
+
+    holder: Holder
+    source: int
+    pid: int
+    pages: int
+    """How many its process has had there."""
+
+    def dump(self) -> Message:
+        """Return what the next daemon must know."""
+        return {
+            "pager": [self.holder.pid, self.holder.begun], "source": self.source,
+            "pid": self.pid, "pages": self.pages,
+        }  # fmt: skip
+
+    def signal(self, number: int) -> None:
+        """Send a signal to both processes of it."""
+        if not self.holder.ended.is_set():
+            os.killpg(self.holder.pid, number)
+
+
+class Pagers:
+    """All of this node."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._all: dict[str, Pager] = {}
+        """By the moves of their processes."""
+        self._tasks = Tasks()
+        cluster.on_change.append(self._look_for_losses)
+
+    def start(self, folder: Path, pid: int, source: int, connection: socket.socket) -> None:
+        """Start one for what is restored from a folder, whose images came by a connection."""
+        move = folder.name
+        missing = folder / MISSING
+        ranges = find_missing(folder / f"pagemap-{pid}.img")
+        missing.write_bytes(b"".join(_PAIR.pack(*each) for each in ranges))
+        with socket.socket(socket.AF_UNIX) as listener, missing.open("rb") as file:
+            listener.bind(os.fspath(folder / SOCKET))
+            listener.listen()
+            fds = [one.fileno() for one in (listener, connection, file)]
+            for fd in fds:
+                os.set_inheritable(fd, True)
+            argv = ["nsenter", f"--mount={USERLAND}", PROGRAM, *map(str, fds)]
+            try:
+                holder = Holder(start_process(argv))
+            finally:
+                for fd in fds:
+                    os.set_inheritable(fd, False)
+        pager = Pager(holder, source, pid, sum(count for _, count in ranges))
+        (FOLDER / move).write_bytes(wire.encode(pager.dump()))
+        logger.info("move %s: %d pages of process %d follow", move, pager.pages, pid)
+        self._watch(move, pager)
+
+    def _watch(self, move: str, pager: Pager) -> None:
+        self._all[move] = pager
+        self._tasks.spawn(self._await_end(move, pager.holder))
+
+    async def _await_end(self, move: str, holder: Holder) -> None:
+        await holder.ended.wait()
+        _reap(holder.pid)
+        (FOLDER / move).unlink(missing_ok=True)
+        del self._all[move]
+
+    def _look_for_losses(self, _: State, now: State) -> None:
+        for pager in self._all.values():
+            if pager.source not in now.view.alive:
+                pager.signal(signal.SIGUSR1)
+
+    def take_over(self) -> None:
+        """Find all that daemons before this one have started."""
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        for path in FOLDER.iterdir():
+            try:
+                saved = json.loads(path.read_bytes())
+            except ValueError:
+                path.unlink()
+                continue
+            holder = Holder.find(*saved["pager"])
+            self._watch(path.name, Pager(holder, saved["source"], saved["pid"], saved["pages"]))
+
+    def count_missing(self) -> int:
+        """Return how many pages are still to come, as far as can be known."""
+        return sum(max(pager.pages - _count_pages(pager.pid), 0) for pager in self._all.values())
+
+    def kill(self, move: str) -> None:
+        """End that of a process that does not go on here, if there is one."""
+        if pager := self._all.get(move):
+            pager.signal(signal.SIGKILL)
+
+    async def wait(self, pid: int) -> None:
+        """Wait until all memory of a process is here."""
+        while self._all:
+            if not await asyncio.to_thread(_misses, pid):
+                return
+            await wait_first([pager.holder.ended.wait() for pager in self._all.values()])

@@ -1,0 +1,1 @@
+"""Sockets whose other ends are on other nodes."""
