@@ -46,13 +46,16 @@ def find_images() -> Images:
 
 
 @contextlib.contextmanager
-def running(count: int) -> Iterator[Cluster]:
-    """Run a cluster of `count` nodes of one's own; afterwards nothing of it is left."""
+def running(count: int, *words: str) -> Iterator[Cluster]:
+    """Run a cluster of `count` nodes of one's own; afterwards nothing of it is left.
+
+    `words` are further ones for `ssi start`.
+    """
     # Asked to end, we end what we started, as with Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     person = Ourselves()
     try:
-        with started(Ssi(person, find_images()), count, *NO_WINDOWS) as cluster:
+        with started(Ssi(person, find_images()), count, *NO_WINDOWS, *words) as cluster:
             yield cluster
     finally:
         person.settle()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows what a cluster does: three nodes, one root, a crash, and life going on.
+"""Shows what a cluster does: three nodes, one root, a process that moves, a crash.
 
 Each command is shown as a person would type it, with what it really said and how long it took. What
 is claimed is checked: the exit status is 1 as soon as something is not so. Nothing is left behind.
@@ -26,6 +26,8 @@ SSI = Path(__file__).resolve().parents[1] / "bin/ssi"
 WITHIN_S = 180
 ENDS_WITHIN_S = 30
 FILE = "/root/greetings"
+SHOWN = "/root/shown"
+RECORDS_S = 2
 STARTED = re.compile(r"Cluster (\d+) has been started")
 
 
@@ -121,6 +123,8 @@ class Demo:
             said = self.node(node, "cat", FILE)
             self.check(said == "written on node1\n", f"node{node} reads what node1 wrote")
 
+        self.run_movement()
+
         self.title("A power failure hits node3, which was the last to write")
         self.node(3, "sh", "-c", f"echo written on node3 >>{FILE} && sync {FILE}")
         self.ssi("rm", self._number, "3")
@@ -147,6 +151,25 @@ class Demo:
         self._number = ""
         took_s = time.monotonic() - self._begin
         self._console.print(f"\nThat took {took_s:.0f} s. Now it is your turn: bin/ssi start")
+
+    def run_movement(self) -> None:
+        """Show process movement."""
+        self.title("A process moves, and goes on as if nothing had happened")
+        script = f"cd /root/dbdemo && setsid ./dbdemo alphabet </dev/null >{SHOWN} 2>&1 & echo $!"
+        pid = self.node(1, "sh", "-c", script).strip()
+        for node in (2, 3):
+            time.sleep(RECORDS_S)
+            self.node(1, "migrate", str(node), pid)
+            said = self.node(1, "where_pid", pid)
+            self.check(said == f"{node}\n", f"it is on node{node} now")
+        time.sleep(RECORDS_S)
+        said = self.node(1, "cat", SHOWN)
+        self.node(1, "kill", pid)
+        lines = [line.split() for line in said.splitlines()]
+        self.check({line[1] for line in lines} == {"1:", "2:", "3:"}, "it has worked on all three")
+        letters = [line[2][0] for line in lines]
+        in_order = letters == [chr(ord("A") + number) for number in range(len(letters))]
+        self.check(in_order, "no record was lost, and none came twice")
 
     def clean_up(self) -> None:
         """Remove the cluster, if there is one; not to be interrupted."""

@@ -50,6 +50,10 @@ static const struct filter_call {
 	{ __NR_sched_getscheduler, 0, FILTER_NO_SIGNAL },
 	{ __NR_sched_setaffinity, 0, FILTER_NO_SIGNAL },
 	{ __NR_sched_getaffinity, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_setattr, 0, FILTER_NO_SIGNAL },
+	{ __NR_sched_getattr, 0, FILTER_NO_SIGNAL },
+	{ __NR_ioprio_set, 1, FILTER_NO_SIGNAL },
+	{ __NR_ioprio_get, 1, FILTER_NO_SIGNAL },
 	{ __NR_prlimit64, 0, FILTER_NO_SIGNAL },
 	{ __NR_pidfd_open, 0, FILTER_NO_SIGNAL },
 };
@@ -63,17 +67,23 @@ static const struct filter_call {
  */
 static int filter_install(uint32_t first)
 {
-	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 6 };
+	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 8 };
 	const uint32_t end = first + (1U << PID_BITS);
 	struct sock_filter code[HEAD + CALLS * EACH + 1];
 	struct sock_fprog program = { .filter = code };
+	uint32_t lowest = __NR_pidfd_send_signal;
 	size_t at = 0;
 
+	for (size_t i = 0; i < CALLS; i++)
+		lowest = FILTER_CALLS[i].number < lowest ? FILTER_CALLS[i].number : lowest;
 	/* Another architecture's numbers mean other calls; they are left alone. */
 	code[at++] = (struct sock_filter)FILTER_LOAD(arch);
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
 	code[at++] = (struct sock_filter)FILTER_LOAD(nr);
+	/* The frequent ones, from read to wait4, are below all of ours. */
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, lowest, 1, 0);
+	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
 	/* Which process its descriptor is of, ssid finds out. */
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, __NR_pidfd_send_signal, 0, 1);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_USER_NOTIF);

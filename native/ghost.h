@@ -16,14 +16,18 @@ enum ghost_order_kind {
 	GHOST_IOCTL_VALUE = 4,	/* value: command; size: the argument itself */
 	GHOST_WATCH = 5,	/* value: events of poll; waits until there is one */
 	GHOST_TERMINAL = 6,	/* open the terminal of our session; the result is the descriptor */
+	GHOST_SHUTDOWN = 7,	/* value: which halves of a socket, as shutdown() has it */
 	/* These are not. */
-	GHOST_CANCEL = 7,	/* what has not been done and has this id: its answer is EINTR */
-	GHOST_DONE = 8,		/* the answer with this id has arrived */
-	GHOST_CLOSE = 9,	/* fd: the body has closed it */
-	GHOST_STATE = 10,	/* value: the body's wait status; size: 1 if others still use descriptors */
-	GHOST_STARTED = 11,	/* the body is there */
-	GHOST_HERE = 12,	/* value: which word of the arguments is the command: be it yourself */
-	GHOST_SEEK = 13,	/* fd; id: the offset at which the body has left a file that it read */
+	GHOST_CANCEL = 8,	/* what has not been done and has this id: its answer is EINTR */
+	GHOST_DONE = 9,		/* the answer with this id has arrived */
+	GHOST_CLOSE = 10,	/* fd: the body has closed it */
+	GHOST_STATE = 11,	/* value: the body's wait status; size: 1 if others still use descriptors */
+	GHOST_STARTED = 12,	/* the body is there */
+	GHOST_HERE = 13,	/* value: which word of the arguments is the command: be it yourself */
+	GHOST_HOME = 15,	/* the body comes home: become it; data: which move; size: 1 if behind a
+				 * NUL are descriptors that are still used */
+	GHOST_REAP = 16,	/* id: a child of which the body has heard that it has ended */
+	GHOST_SEEK = 14,	/* fd; id: the offset at which the body has left a file that it read */
 };
 
 enum ghost_flags {
@@ -36,6 +40,9 @@ enum ghost_report_kind {
 	GHOST_RESULT = 2,	/* id, result, data */
 	GHOST_SIGNAL = 3,	/* struct signalfd_siginfo */
 	GHOST_ORPHAN = 4,	/* the parent has ended */
+	GHOST_CHILD = 6,	/* id: a child; result: its wait status; told again until it is reaped */
+	GHOST_ALONE = 7,	/* the last child has been reaped */
+	GHOST_KEEPER = 5,	/* result: the process that is left for the descriptors when we end */
 };
 
 /* Results besides those of system calls. */
@@ -59,7 +66,7 @@ struct ghost_report {
 
 struct ghost_hello {
 	uint64_t blocked, ignored;	/* signals: bit n-1 for signal n */
-	uint32_t death_signal, spare;
+	uint32_t death_signal, keeps;	/* keeps: 1 if the body has ended, and we are such a process */
 } __attribute__((packed));
 
 #endif

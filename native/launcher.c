@@ -328,7 +328,7 @@ static void start_wished(const struct request *request, const struct wishes *wis
 		job->pid = -errno;
 		return;
 	}
-	job->pid = fork_as(wishes->start->pid);
+	job->pid = wishes->start->flags & LAUNCHER_IN_PLACE ? 0 : fork_as(wishes->start->pid);
 	if (job->pid == 0) {
 		struct failure failure = { .error = 0 };
 

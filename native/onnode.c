@@ -11,16 +11,26 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <termios.h>
 
+#include "children.h"
 #include "ghost.h"
 #include "local.h"
+
+#define HOMECOMING "/usr/lib/ssi/homecoming"
+
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
 
 enum {
 	UNAVAILABLE = 69,	/* EX_UNAVAILABLE */
@@ -54,6 +64,7 @@ static struct local_frame frame;
 static const char *name;
 static int daemon_fd = -1, signals;
 static pid_t parent;
+static bool orphaned;
 static struct ghost_hello hello;
 static char *request;
 static size_t request_size;
@@ -98,7 +109,7 @@ static int twin_of(int fd)
 {
 	char path[32];
 	struct twin *twin = twins;
-	int flags;
+	int flags, low;
 
 	while (twin && twin->fd != fd)
 		twin = twin->next;
@@ -112,9 +123,13 @@ static int twin_of(int fd)
 	}
 	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	*twin = (struct twin){ .fd = fd, .next = twins };
-	twin->own = open(path, (flags & (O_ACCMODE | O_APPEND)) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	low = open(path, (flags & (O_ACCMODE | O_APPEND)) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	/* Not where our standard error was, if the body has taken that along. */
+	twin->own = low < 0 ? -1 : fcntl(low, F_DUPFD_CLOEXEC, OURS);
+	if (low >= 0)
+		close(low);
 	if (twin->own < 0)
-		twin->own = fd;	/* a socket has none: those who use it poll first */
+		twin->own = fd;	/* those who use it poll first */
 	twins = twin;
 	return twin->own;
 }
@@ -167,6 +182,13 @@ static bool has_offset(int fd)
 	return !fstat(fd, &file) && S_ISREG(file.st_mode);
 }
 
+static bool is_socket(int fd)
+{
+	struct stat file;
+
+	return !fstat(fd, &file) && S_ISSOCK(file.st_mode);
+}
+
 static bool try_read(struct task *task)
 {
 	const int fd = task->order.fd;
@@ -177,7 +199,9 @@ static bool try_read(struct task *task)
 		finish(task, GHOST_BACKGROUND);
 		return true;
 	}
-	if (own == fd && !has_offset(fd) && !is_ready(fd, POLLIN)) {
+	if (is_socket(fd)) {
+		got = recv(fd, task->data, task->order.value, MSG_DONTWAIT);
+	} else if (own == fd && !has_offset(fd) && !is_ready(fd, POLLIN)) {
 		got = -1;
 		errno = EAGAIN;
 	} else {
@@ -192,6 +216,7 @@ static bool try_read(struct task *task)
 static bool try_write(struct task *task)
 {
 	const int fd = task->order.fd;
+	const bool sends = is_socket(fd);
 	const int own = has_offset(fd) ? fd : twin_of(fd);
 
 	if (task->order.flags & GHOST_SETS && stops_writers(fd)) {
@@ -201,9 +226,14 @@ static bool try_write(struct task *task)
 	do {
 		ssize_t written = -1;
 
+		const unsigned char *data = task->data + task->written;
+		const size_t length = task->length - task->written;
+
 		errno = EAGAIN;
-		if (own != fd || has_offset(fd) || is_ready(fd, POLLOUT))
-			written = write(own, task->data + task->written, task->length - task->written);
+		if (sends)
+			written = send(fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+		else if (own != fd || has_offset(fd) || is_ready(fd, POLLOUT))
+			written = write(own, data, length);
 		if (written < 0) {
 			if (errno != EAGAIN && errno != EINTR)
 				break;
@@ -245,6 +275,12 @@ static bool open_terminal(struct task *task)
 	return true;
 }
 
+static bool do_shutdown(struct task *task)
+{
+	finish(task, shutdown(task->order.fd, (int)task->order.value) ? -errno : 0);
+	return true;
+}
+
 static bool try_watch(struct task *task)
 {
 	struct pollfd poller = { .fd = task->order.fd, .events = (short)task->order.value };
@@ -267,6 +303,8 @@ static bool try_task(struct task *task)
 		return do_ioctl(task);
 	case GHOST_TERMINAL:
 		return open_terminal(task);
+	case GHOST_SHUTDOWN:
+		return do_shutdown(task);
 	default:
 		return try_watch(task);
 	}
@@ -368,19 +406,29 @@ static void end_as(int status)
 static void take_state(const struct ghost_order *order)
 {
 	const int status = (int)order->value;
+	pid_t keeper;
 
 	if (WIFSTOPPED(status)) {
 		suffer(WSTOPSIG(status));
 	} else if (WIFEXITED(status) || WIFSIGNALED(status)) {
 		/* What the body has left behind on its node goes on using our descriptors: we leave
 		 * somebody for them. */
-		if (!order->size || fork() != 0)
+		keeper = order->size ? fork() : -1;
+		if (keeper > 0)
+			report(GHOST_KEEPER, 0, keeper, NULL, 0);
+		if (keeper)
 			end_as(status);
+		hello.keeps = 1;
 		(void)prctl(PR_SET_PDEATHSIG, 0);
 	}
 }
 
 /* -- signals ---------------------------------------------------------------------------------- */
+
+static void tell_of_child(pid_t pid, int status)
+{
+	report(GHOST_CHILD, (uint64_t)pid, status, NULL, 0);
+}
 
 static void take_signals(void)
 {
@@ -391,10 +439,14 @@ static void take_signals(void)
 			continue;
 		if (info.ssi_signo == DEATH_NOTICE && getppid() != parent) {
 			parent = getppid();
+			orphaned = true;
 			report(GHOST_ORPHAN, 0, 0, NULL, 0);
 			continue;
 		}
-		report(GHOST_SIGNAL, 0, 0, &info, sizeof(info));
+		if (info.ssi_signo == SIGCHLD && info.ssi_code > 0)
+			look_at_children(tell_of_child);
+		else
+			report(GHOST_SIGNAL, 0, 0, &info, sizeof(info));
 	}
 }
 
@@ -461,6 +513,10 @@ static int connect_daemon(void)
 	else
 		close(fd);
 	report(GHOST_HELLO, 0, 0, &hello, sizeof(hello));
+	look_at_children(tell_of_child);
+	/* The daemon before this one may have been killed before it heard. */
+	if (orphaned)
+		report(GHOST_ORPHAN, 0, 0, NULL, 0);
 	return 0;
 }
 
@@ -470,6 +526,57 @@ static void be_it(char **words)
 	execvp(words[0], words);
 	dprintf(STDERR_FILENO, "%s: %s: %s\n", name, words[0], strerror(errno));
 	_exit(errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE);
+}
+
+/* Takes a number and the comma behind it from a list; -1 behind the last. */
+static int take_number(const char **list)
+{
+	char *end;
+	const long number = strtol(*list, &end, 10);
+
+	if (end == *list)
+		return -1;
+	*list = *end == ',' ? end + 1 : end;
+	return (int)number;
+}
+
+/* Who stays for those that use our descriptors on other nodes: nobody's child, with what is listed. */
+static void keep(const char *list)
+{
+	bool wanted[OURS] = { false };
+	int fd;
+
+	while ((fd = take_number(&list)) >= 0)
+		if (fd < OURS)
+			wanted[fd] = true;
+	for (fd = 0; fd < OURS; fd++)
+		if (!wanted[fd])
+			close_for_body(fd);
+	hello.keeps = 1;
+	(void)prctl(PR_SET_PDEATHSIG, 0);
+	report(GHOST_KEEPER, 0, getpid(), NULL, 0);
+}
+
+/* The daemon has taken duplicates of the descriptors. `words` is the move, and what stays here. */
+static void come_home(const unsigned char *words, size_t length, bool keeps)
+{
+	char program[] = HOMECOMING, text[LOCAL_MAX_FRAME + 1], *arguments[] = { program, text, NULL };
+
+	memcpy(text, words, length);
+	text[length] = 0;
+	if (keeps) {
+		const pid_t between = fork();
+
+		if (between == 0 && fork())
+			_exit(0);
+		if (between == 0) {
+			keep(text + strlen(text) + 1);
+			return;
+		}
+		(void)waitpid(between, NULL, 0);
+	}
+	execv(program, arguments);
+	(void)kill(getpid(), SIGKILL);
 }
 
 static void obey(char **argv, int argc)
@@ -496,7 +603,14 @@ static void obey(char **argv, int argc)
 	case GHOST_SEEK:
 		(void)lseek(order.fd, (off_t)order.id, SEEK_SET);
 		break;
+	case GHOST_REAP:
+		if (!reap_child((pid_t)order.id))
+			report(GHOST_ALONE, 0, 0, NULL, 0);
+		break;
 	case GHOST_STARTED:
+		break;
+	case GHOST_HOME:
+		come_home(data, frame.length - sizeof(order), order.size);
 		break;
 	case GHOST_HERE:
 		if (order.value < (uint32_t)argc)
@@ -580,8 +694,39 @@ static void watch_parent(void)
 	(void)prctl(PR_SET_PDEATHSIG, (unsigned long)DEATH_NOTICE);
 }
 
+/*
+ * A process that has become its own ghost still has more of itself than a ghost: descriptors, alarms,
+ * and signals that have gone along with it already. `words` say which it keeps, and which signals it had.
+ */
+static void leave_rest(const char *words)
+{
+	const struct itimerval none = { 0 };
+	const struct timespec now = { 0 };
+	const int refuse = 0;
+	unsigned int first = 0;
+	int number;
+
+	for (; (number = take_number(&words)) >= 0; first = (unsigned int)number + 1) {
+		if ((unsigned int)number > first)
+			(void)close_range(first, (unsigned int)number - 1, 0);
+		/* If it is a socket: who sends a descriptor is to hear that it does not arrive. */
+		(void)setsockopt(number, SOL_SOCKET, SO_PASSRIGHTS, &refuse, sizeof(refuse));
+	}
+	(void)close_range(first, UINT_MAX, 0);
+	for (int which = ITIMER_REAL; which <= ITIMER_PROF; which++)
+		(void)setitimer((enum __itimer_which)which, &none, NULL);
+	if (*words == ';')
+		words++;
+	while ((number = take_number(&words)) > 0) {
+		const uint64_t set = (uint64_t)1 << (number - 1);
+
+		(void)syscall(__NR_rt_sigtimedwait, &set, NULL, &now, sizeof(set));
+	}
+}
+
 int main(int argc, char **argv)
 {
+	const char *kept = getenv("SSI_KEPT");
 	mode_t mask = umask(0);
 	char *cwd = getcwd(NULL, 0);
 	const char *slash = strrchr(argv[0], '/');
@@ -590,6 +735,8 @@ int main(int argc, char **argv)
 
 	(void)umask(mask);
 	name = slash ? slash + 1 : argv[0];
+	if (kept)
+		leave_rest(kept);
 	take_over_signals();
 	watch_parent();
 	sigfillset(&all);

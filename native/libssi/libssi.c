@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 
 #include "../local.h"
@@ -17,6 +18,8 @@ enum { NUMBER_BYTES = 24, NAME_BYTES = 256 };
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2, STATUS_BUSY = 75, STATUS_DENIED = 77 };
 
 static char *const NO_ENVIRONMENT[] = { NULL };
+
+static const char GOTO[] = "/proc/self/goto";
 
 static const char *const STATES[] = {
 	[CLUSTERNODE_NEVERUP] = "NEVERUP", [CLUSTERNODE_COMINGUP] = "COMINGUP",
@@ -488,3 +491,33 @@ int cluster_events_read(int fd, cluster_transinfo_t *info)
 	free(frame);
 	return found;
 }
+
+int ssi_migrate(int node)
+{
+	char number[NUMBER_BYTES];
+	const char *text;
+	ssize_t written;
+	int fd, error;
+
+	if (node < 1) {
+		errno = EINVAL;
+		return -1;
+	}
+	text = format_number((uint64_t)node, number);
+	fd = open(GOTO, O_WRONLY | O_CLOEXEC);
+	if (fd < 0) {
+		if (errno == ENOENT)
+			errno = ENOSYS;
+		return -1;
+	}
+	/* A signal's handler interrupts the write and not the move: the next write waits for that. */
+	do
+		written = write(fd, text, strlen(text));
+	while (written < 0 && errno == EINTR);
+	error = errno;
+	close(fd);
+	errno = error;
+	return written < 0 ? -1 : 0;
+}
+
+int migrate(int node) __attribute__((alias("ssi_migrate")));

@@ -119,6 +119,16 @@ int cluster_events_open(transid_t since);
  */
 int cluster_events_read(int fd, cluster_transinfo_t *info);
 
+/*
+ * Moves the calling process, with all its threads, to `node`; returns 0 there. At once if it is there already.
+ *
+ * If it stays: EBUSY if something keeps it, which /proc/self/cantmove names; EHOSTDOWN if the node is
+ * not up, or was lost; EIO if the move has failed, which the node's log explains; EINVAL, ENOSYS.
+ * For another process write the node's number to /proc/PID/goto: the same, and EPERM for one that the
+ * caller may not signal, ESRCH if there is none.
+ */
+int ssi_migrate(int node);
+
 #ifdef __cplusplus
 }
 #endif

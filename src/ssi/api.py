@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import select
 import socket
 import struct
@@ -15,16 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from ssi.common import frames
 from ssi.common.errors import NodeLost, ProtocolError, SsiError, TimedOut, UsageError
 from ssi.common.frames import Reply
 
 __all__ = [
-    "DaemonRestarted", "Denied", "Events", "Membership", "Node", "NotOnCluster", "SsiError",
-    "Transition", "UsageError", "cluster_name", "membership", "node_info", "node_number", "nodes",
-    "set_state", "wait_for_transition",
+    "CannotMove", "DaemonRestarted", "Denied", "Events", "Membership", "Node", "NotOnCluster",
+    "SsiError", "Transition", "UsageError", "cluster_name", "membership", "migrate", "node_info",
+    "node_number", "nodes", "set_state", "wait_for_transition",
 ]  # fmt: skip
 
 FOLDER = Path(frames.FOLDER)
@@ -47,6 +49,12 @@ class Denied(SsiError):
 
     code = "denied"
     exit_status = 77
+
+
+class CannotMove(SsiError):
+    """A process stays where it is."""
+
+    code = "cannot-move"
 
 
 class DaemonRestarted(NodeLost):
@@ -244,6 +252,76 @@ def nodes() -> list[Node]:
 def set_state(node: int, state: str) -> None:
     """Have `node` go to `state`; for root."""
     _ask("api-setstate", str(node), state, again=False)
+
+
+def migrate(node: int, pid: int | None = None) -> None:
+    """Move a process to `node`: this one, which then goes on there, or `pid`.
+
+    Raises UsageError if that is no node's number, Denied for a process that one may not signal, and
+    CannotMove with the reasons if it stays.
+    """
+    folder = Path(f"/proc/{'self' if pid is None else pid}")
+    try:
+        # Unbuffered: what comes of the write is what comes of the move.
+        with (folder / "goto").open("wb", buffering=0) as goto:
+            goto.write(str(node).encode())
+    except FileNotFoundError:
+        if not FOLDER.is_dir():
+            raise NotOnCluster(f"this is no node of a cluster: {FOLDER} is missing") from None
+        raise CannotMove(f"there is no process {pid}") from None
+    except OSError as error:
+        _raise_refusal(error, folder, node)
+
+
+def migrate_group(node: int, group: int) -> None:
+    """Move all processes of a process group to `node`, this one as well if it is in it.
+
+    Raises UsageError as migrate does, and CannotMove with a line for each process that stays: the
+    others have moved.
+    """
+    _migrate_all(node, "group", group)
+
+
+def migrate_session(node: int, session: int) -> None:
+    """Move all processes of a session to `node`, as migrate_group does those of a group."""
+    _migrate_all(node, "session", session)
+
+
+def _migrate_all(node: int, kind: str, number: int) -> None:
+    pids = [int(dict(record)["pid"]) for record in _records(_ask("api-members", kind, str(number)))]
+    if not pids:
+        raise CannotMove(f"there is no {kind} {number}")
+    refused = []
+    for pid in pids:
+        try:
+            migrate(node, pid)
+        except (CannotMove, Denied) as error:
+            if _lives(pid):
+                refused.append(f"{pid}: {error}")
+    if refused:
+        raise CannotMove("\n".join(refused))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _raise_refusal(error: OSError, folder: Path, node: int) -> NoReturn:
+    if error.errno == errno.EINVAL:
+        raise UsageError(f"{node} is not a node number") from error
+    if error.errno == errno.EPERM:
+        raise Denied(f"{folder.name} is not yours") from error
+    reasons = ""
+    if error.errno == errno.EBUSY:
+        with contextlib.suppress(OSError):
+            reasons = "; ".join((folder / "cantmove").read_text().splitlines())
+    raise CannotMove(reasons or error.strerror or str(error)) from error
 
 
 class Events:

@@ -32,6 +32,7 @@ COMPLETED = {
     ("console", "cluster"): CLUSTERS, ("console", "node"): NODES,
     ("exec", "cluster"): CLUSTERS, ("exec", "node"): NODES,
     ("ps", "cluster"): CLUSTERS, ("kill", "cluster"): CLUSTERS,
+    ("migrate", "cluster"): CLUSTERS, ("migrate", "node"): NODES,
     ("logs", "cluster"): KEPT, ("logs", "nodes"): NODES,
     ("net", "cluster"): CLUSTERS, ("clean", "kept"): KEPT,
 }  # fmt: skip

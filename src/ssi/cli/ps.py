@@ -1,7 +1,8 @@
 """`ssi ps`: the processes of people on all nodes of a cluster, each once, where it runs.
 
-Those below PID 32768 are each node's own, its kernel's threads and the daemons of its ramdisk. They
-are not shown.
+What each node has for itself is not shown without --all: its kernel's threads, the daemons of its
+ramdisk (both with PIDs below 32768, another process's on each node), and what serves them.
+A terminal shows as much of a command as it has room for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ HEADINGS = {
     "command": "COMMAND",
 }  # fmt: skip
 
+NUMBERS = {"pid", "ppid", "node", "time"}
+
 UNAVAILABLE = 69
 
 
@@ -27,6 +30,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser("ps", help="list the processes of all nodes", description=__doc__,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("cluster", metavar="CLUSTER", nargs="?")
+    parser.add_argument("-a", "--all", action="store_true",
+                        help="also what each node has for itself: threads, daemons")  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -37,17 +42,24 @@ def render_time(time_s: float) -> str:
     return f"{minutes}:{seconds:02}"
 
 
+def render_command(command: str) -> str:
+    """Return a command as one line, whatever is in it."""
+    return "".join(each if each.isprintable() else "?" for each in command)
+
+
 def run(args: argparse.Namespace) -> int:
     """List the processes; return 69 if a node does not tell its."""
-    found, silent = list_processes(choose_running(parse_optional_cluster(args.cluster)))
+    place = choose_running(parse_optional_cluster(args.cluster))
+    found, silent = list_processes(place, everything=args.all)
     rows = [dataclasses.asdict(process) for process in found]
     if args.json:
         print_json(rows)
     else:
         print_table(
             [{**{key: str(value) for key, value in row.items()},
-              "time": render_time(row["time_s"])} for row in rows],
-            HEADINGS,
+              "time": render_time(row["time_s"]),
+              "command": render_command(row["command"])} for row in rows],
+            HEADINGS, numbers=NUMBERS, cut=True,
         )  # fmt: skip
     for node, why in silent.items():
         talk.print(f"ssi: node{node}: {why}", markup=False)

@@ -10,11 +10,13 @@ from ssi.node import daemonlogs, nodefiles
 from ssi.node.applets.api import Api
 from ssi.node.applets.fastnode import Fastnode
 from ssi.node.applets.init import InitApplets
+from ssi.node.applets.migrate import Migrate
 from ssi.node.applets.onall import Onall
 from ssi.node.applets.onnode import Onnode
 from ssi.node.applets.process import ProcessApplets
 from ssi.node.applets.query import Query
 from ssi.node.applets.registers import RegisterApplet
+from ssi.node.applets.saved import SavedApplets
 from ssi.node.boot import Boot
 from ssi.node.clocks import Clocks
 from ssi.node.cluster import Cluster
@@ -23,6 +25,7 @@ from ssi.node.commands import Commands
 from ssi.node.console import Console
 from ssi.node.facts import Facts
 from ssi.node.fence import Fence
+from ssi.node.fifo.service import Fifos
 from ssi.node.hostline import HostLine, open_line
 from ssi.node.hostlog import HostLog
 from ssi.node.ics.ics import Ics
@@ -34,6 +37,7 @@ from ssi.node.load import Loads
 from ssi.node.local import LocalServer
 from ssi.node.logs import NodeLog
 from ssi.node.members import Members
+from ssi.node.proc.control import Control
 from ssi.node.proc.service import Proc
 from ssi.node.process.space import ProcessSpace
 from ssi.node.rootlog import RootLog
@@ -72,7 +76,10 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
         space = ProcessSpace(cluster, ics, launcher)
-        proc = Proc(cluster, ics, launcher, space.places)
+        fifos = Fifos(cluster, ics, space.asking, space.device)
+        proc = Proc(
+            cluster, ics, launcher, space.places, Control(space.departures, space.obstacles)
+        )
         init = InitServices(cluster, launcher, settings.console)
         Runner(launcher).register(ics)
         facts = Facts(settings.cluster, cluster)
@@ -80,8 +87,10 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         local = LocalServer(prepare=facts.wait_known)
         for applets in (
             Query(facts), Api(facts), InitApplets(cluster), RegisterApplet(cluster),
-            Onall(ics, facts), ProcessApplets(space.foreign, space.places),
+            Onall(ics, facts), ProcessApplets(space.foreign, space.places, launcher),
             Onnode(cluster, ics, space, loads), Fastnode(loads),
+            Migrate(space.departures, space.obstacles, space.members),
+            SavedApplets(space.saves, space.restarts),
         ):  # fmt: skip
             applets.register(local)
 
@@ -89,7 +98,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
             if await boot.run():
                 services = (
                     launcher.run(), space.run(), forget_orphans(launcher), rootlog.run(),
-                    nodefiles.tidy(settings.node), proc.run(),
+                    nodefiles.tidy(settings.node), proc.run(), fifos.run(),
                 )  # fmt: skip
                 opening.extend(map(group.create_task, services))
                 group.create_task(init.run())

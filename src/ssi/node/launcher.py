@@ -60,6 +60,7 @@ class _Flag(enum.IntFlag):
     SESSION = 1
     NO_NEW_PRIVILEGES = 2
     VISITORS = 4
+    IN_PLACE = 8
 
 
 UNLIMITED = 2**64 - 1
@@ -108,11 +109,14 @@ class _Job:
     """As waitpid gives it; None while it runs."""
 
 
-def _pack_start(key: str, program: Program, numbers: Sequence[int]) -> tuple[bytes, bytes]:
+def _pack_start(
+    key: str, program: Program, numbers: Sequence[int], flags: int = 0
+) -> tuple[bytes, bytes]:
     """Return the packet and the details."""
     uid, gid = program.effective or (program.uid, program.gid)
     words = [*program.argv, *(f"{k}={v}" for k, v in program.environment.items()), program.cwd]
-    flags = _Flag.SESSION if program.session else _Flag(0)
+    if program.session:
+        flags |= _Flag.SESSION
     if program.no_new_privileges:
         flags |= _Flag.NO_NEW_PRIVILEGES
     if program.visitors:
@@ -257,6 +261,16 @@ class Launcher:
         if key not in self._jobs:
             raise SsiError("the launcher is gone")
         return self._jobs[key].pid
+
+    async def become(self, program: Program, fds: Sequence[int], numbers: Sequence[int]) -> None:
+        """Have it, a stand-in, become `program`. Nothing is told any more; raises SsiError."""
+        packet, words = _pack_start("", program, numbers, _Flag.IN_PLACE)
+        details = _as_file(words)
+        try:
+            self._send(packet, [details, *fds])
+        finally:
+            os.close(details)
+        await self.wait_gone()
 
     async def wait(self, key: str) -> int:
         """Wait until what runs under `key` has ended; return its status as waitpid gives it."""

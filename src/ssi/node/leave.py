@@ -7,18 +7,29 @@ import ctypes
 import logging
 import os
 import signal
+from pathlib import Path
 
 from ssi.common.errors import SsiError
 from ssi.node import dlm, root
+from ssi.node.fifo import keeper as fifo_keeper
 from ssi.node.hostline import HostLine
 from ssi.node.processes import find_process, list_userland
+from ssi.node.relay import keeper as relay_keeper
 from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
+KEEPERS = (fifo_keeper.PROGRAM.name, relay_keeper.PROGRAM.name)
+"""They run from the root."""
+
 RB_POWER_OFF = 0x4321FEDC
 USERS_S = 3.0
 STEP_S = 5.0
+
+PAGES = "ssi-pages"
+"""Has the memory of a process that has left, until that has all of it (native/criu/preload.c)."""
+PAGES_S = 8.0
+"""Within the host's deadline. Who has not got his memory by then dies of it."""
 
 
 def power_off() -> None:
@@ -30,6 +41,15 @@ def _signal(pids: list[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _has_pages() -> bool:
+    """Tell whether memory is here that others still need."""
+    for pid in list_userland():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text() == f"{PAGES}\n":
+                return True
+    return False
 
 
 async def end_userland() -> None:
@@ -53,7 +73,9 @@ async def leave(host: HostLine, how: str) -> None:
     """
     host.say("going", how=how)
     host.say("phase", name="leaving")
+    await wait_until(lambda: not _has_pages(), within_s=PAGES_S)
     await end_userland()
+    _signal([pid for name in KEEPERS if (pid := find_process(name))], signal.SIGKILL)
     try:
         await root.leave_root()
     except SsiError as error:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 LOG = "/run/ssi/daemons.log"
 
+MAX_BEGUN = 2**34 - 1
+"""Of what start_of() returns: five years."""
+
 
 def start_process(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
     """Start `argv` in a session of its own, its output in LOG; return its PID.
@@ -62,3 +65,8 @@ def list_userland() -> list[int]:
         except OSError:
             continue
     return pids
+
+
+def start_of(pid: int) -> int:
+    """Return when process `pid` began, in ticks since boot: with the PID it names one process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

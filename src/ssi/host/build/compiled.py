@@ -19,13 +19,32 @@ COMMAND_NAMES = (
     "usr/bin/cluster", "usr/bin/clustername", "usr/bin/clusternode_avail",
     "usr/bin/clusternode_getstate", "usr/bin/clusternode_num", "usr/bin/clusternode_setstate",
     "usr/bin/clusternode_shutdown", "usr/bin/clreg", "usr/bin/onall",
-    "usr/bin/where_pid", "usr/bin/fastnode",
+    "usr/bin/where_pid", "usr/bin/fastnode", "usr/bin/migrate",
     "usr/sbin/halt", "usr/sbin/poweroff", "usr/sbin/reboot", "usr/sbin/runlevel",
     "usr/sbin/shutdown", "usr/sbin/telinit",
 )  # fmt: skip
 
+FIFO_KEEPER = "usr/lib/ssi/fifokeeper"
+
+RELAY = "usr/lib/ssi/relay"
+
 PYTHON_PACKAGE = "usr/lib/python3/dist-packages/ssi"
 """Where Debian's Python looks for modules of any version of its."""
+
+
+HOMECOMING = "usr/lib/ssi/homecoming"
+
+PAGER = "usr/lib/ssi/pager"
+
+RESTART = "usr/bin/restart"
+
+SET_USER_ID = frozenset({HOMECOMING, RESTART})
+"""Products that run as root, whoever starts them."""
+
+CRIU = "usr/lib/ssi/criu"
+"""All that is in this folder CRIU takes for its plugins."""
+
+SHARED = ("-shared", "-fPIC", "-Wl,-z,defs", "-Wl,-z,relro,-z,now")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,21 +61,55 @@ PRODUCTS = (
     Product(COMMAND, "command.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(ONNODE, "onnode.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(LAUNCHER, "launcher.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(FIFO_KEEPER, "fifokeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(RELAY, "relay.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(HOMECOMING, "criu/homecoming.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(PAGER, "criu/pager.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product("usr/bin/checkpoint", "checkpoint.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(RESTART, "restart.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(f"{CRIU}/ssi.so", "criu/plugin.c", SHARED),
+    Product(f"{CRIU}.preload.so", "criu/preload.c", SHARED),
     # In /usr/lib, where every loader looks without having been told by ldconfig.
     Product(
         "usr/lib/libssi.so.1", "libssi/libssi.c",
-        ("-shared", "-fPIC", "-Wl,-soname,libssi.so.1", "-Wl,-z,defs", "-Wl,-z,relro,-z,now"),
+        (*SHARED, "-Wl,-soname,libssi.so.1",
+         f"-Wl,--version-script={paths.NATIVE / 'libssi/libssi.map'}"),
+    ),
+    # Static as well: with -lssi, as a person links it, it would need the C library of this host.
+    Product(
+        "root/dbdemo/dbdemo", "dbdemo/dbdemo.c",
+        ("-static", f"-I{paths.NATIVE / 'libssi'}", str(paths.NATIVE / "libssi/libssi.c")),
     ),
 )  # fmt: skip
 
-HEADERS = {"usr/include/ssi.h": "libssi/ssi.h"}
+SOURCES = {"usr/include/ssi.h": "libssi/ssi.h", "root/dbdemo/dbdemo.c": "dbdemo/dbdemo.c"}
+"""What is in the root as it is here."""
 
-INCLUDED = ("local.h", "ghost.h", "launcher.h", "filter.h", "libssi/libssi.map")
+INCLUDED = (
+    "local.h",
+    "children.h",
+    "ghost.h",
+    "launcher.h",
+    "filter.h",
+    "saved.h",
+    "fifokeeper.h",
+    "relay.h",
+    "libssi/libssi.map",
+    "criu/become.h",
+    "criu/move.h",
+)
 """What is used besides."""
 
 GENERATED = {
-    "usr/include/sys/cluster.h": "/* The name this header had with libcluster. */\n"
-    "#include <ssi.h>\n",
+    "usr/include/sys/cluster.h": """\
+/* The name this header had with libcluster; OpenSSI's programs know ssi_migrate as migrate. */
+#include <ssi.h>
+
+#ifdef __cplusplus
+extern "C"
+#endif
+int migrate(int node);
+""",
 }
 
 LINKS = {
@@ -67,24 +120,22 @@ LINKS = {
 }
 
 
-FOLDERS = ("usr/include/sys", "usr/lib/python3", "usr/lib/python3/dist-packages")
+FOLDERS = ("usr/include/sys", "usr/lib/python3", "usr/lib/python3/dist-packages", "root/dbdemo")
 """That a root may lack which has no compiler, or no Python modules but the standard library's."""
 
 
 def list_sources() -> list[Path]:
     """Return all files that the products are made from."""
-    names = (*(product.source for product in PRODUCTS), *HEADERS.values(), *INCLUDED)
+    names = (*(product.source for product in PRODUCTS), *SOURCES.values(), *INCLUDED)
     return [paths.NATIVE / name for name in names]
 
 
 def compile_products(folder: Path, more: tuple[str, ...] = ()) -> dict[str, Path]:
     """Compile into `folder`, with `more` flags; return the files by their names in the root."""
-    files = {name: paths.NATIVE / source for name, source in HEADERS.items()}
+    files = {name: paths.NATIVE / source for name, source in SOURCES.items()}
     for product in PRODUCTS:
         target = folder / Path(product.name).name
         flags = (*product.flags, *more)
-        if "-shared" in flags:
-            flags += (f"-Wl,--version-script={paths.NATIVE / 'libssi/libssi.map'}",)
         native.compile_program(paths.NATIVE / product.source, target, flags)
         files[product.name] = target
     return files

@@ -91,6 +91,8 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
     status = path.stat()
     with path.open("rb") as file:
         mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
+        if name in compiled.SET_USER_ID:
+            mode |= stat.S_ISUID
         tar.addfile(_member(name, mode, status.st_size), file)
 
 

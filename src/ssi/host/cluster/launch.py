@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,6 +170,26 @@ def _logs_kept(place: ClusterPlace) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have Ctrl-C wait until this is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _make_folder(place: ClusterPlace) -> None:
+    try:
+        place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SsiError(
+            f"{place.logs} cannot be made: {error.strerror}",
+            hint="point XDG_STATE_HOME to a folder of yours",
+        ) from error
+
+
 def start_cluster(
     request: StartRequest, hear: Hear, *, explicit_root: bool
 ) -> tuple[ClusterPlace, list[str]]:
@@ -178,16 +199,12 @@ def start_cluster(
     """
     check_images(request)
     place = ClusterPlace(request.cluster)
-    try:
-        place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise SsiError(
-            f"{place.logs} cannot be made: {error.strerror}",
-            hint="point XDG_STATE_HOME to a folder of yours",
-        ) from error
-    with contextlib.ExitStack() as undo, locked(place) as lock:
-        if not place.spec.exists():
-            undo.callback(shutil.rmtree, place.state, ignore_errors=True)
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as held:
+        with _uninterrupted():
+            _make_folder(place)
+            lock = held.enter_context(locked(place))
+            if not place.spec.exists():
+                undo.callback(shutil.rmtree, place.state, ignore_errors=True)
         _prepare_root(place, request, explicit=explicit_root)
         _write_spec(place, request)
         with explain_full_disk(place.key):

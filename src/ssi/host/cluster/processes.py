@@ -68,10 +68,15 @@ def list_ready(place: ClusterPlace) -> list[int]:
     return ready
 
 
-def list_processes(place: ClusterPlace) -> tuple[list[Process], dict[int, str]]:
-    """Return the processes of all nodes, by PID, and why those nodes do not tell that do not."""
+def list_processes(
+    place: ClusterPlace, *, everything: bool
+) -> tuple[list[Process], dict[int, str]]:
+    """Return the processes of all nodes, by PID, and why those nodes do not tell that do not.
+
+    With `everything`, also what each node has for itself.
+    """
     nodes = list_ready(place)
-    tables, users = asyncio.run(_collect(place, nodes))
+    tables, users = asyncio.run(_collect(place, nodes, [*TABLE, *["--all"] * everything]))
     names = next((parse_users(text) for text in users if isinstance(text, bytes)), {})
     found: list[Process] = []
     silent: dict[int, str] = {}
@@ -80,11 +85,11 @@ def list_processes(place: ClusterPlace) -> tuple[list[Process], dict[int, str]]:
             found += parse_processes(table, node, names)
         else:
             silent[node] = str(table) or "it does not answer"
-    return sorted(found, key=lambda process: process.pid), silent
+    return sorted(found, key=lambda process: (process.pid, process.node)), silent
 
 
 async def _collect(
-    place: ClusterPlace, nodes: Iterable[int]
+    place: ClusterPlace, nodes: Iterable[int], table: list[str]
 ) -> tuple[list[bytes | Exception], list[bytes | Exception]]:
     async def try_(node: int, argv: list[str]) -> bytes | Exception:
         try:
@@ -93,6 +98,7 @@ async def _collect(
         except (SsiError, TimeoutError) as error:
             return error
 
-    tables = asyncio.gather(*(try_(node, TABLE) for node in nodes))
-    users = asyncio.gather(*(try_(node, USERS) for node in list(nodes)[:1]))
-    return await tables, await users
+    tables = await asyncio.gather(*(try_(node, table) for node in nodes))
+    # Not at the same time, or it would be among the processes.
+    users = await asyncio.gather(*(try_(node, USERS) for node in list(nodes)[:1]))
+    return tables, users

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ssi.common.errors import ProtocolError
 from ssi.node.proc import fuse
-from ssi.node.proc.fuse import UNANSWERED, Op, Request
+from ssi.node.proc.fuse import ERESTARTSYS, UNANSWERED, Op, Request
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,15 @@ class Channel:
         self._fd = fd
         self._answer: Answer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writes: dict[int, asyncio.Task[None]] = {}
+        """By their numbers."""
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # The kernel may wait with a notice for a page or folder that a request holds: who answers
         # requests must not be who waits for that.
         self._notifier = concurrent.futures.ThreadPoolExecutor(1, "proc-notices")
+        # Nor must the notices for which a request waits stand behind one that waits for a request:
+        # an entry is only forgotten when nobody looks it up.
+        self._forgetter = concurrent.futures.ThreadPoolExecutor(1, "proc-entries")
 
     async def run(self, answer: Answer) -> None:
         """Answer by `answer` until the file system is unmounted, or until cancelled."""
@@ -47,7 +52,8 @@ class Channel:
             await self._gone
         finally:
             loop.remove_reader(self._fd)
-            self._notifier.shutdown(wait=False, cancel_futures=True)
+            for executor in (self._notifier, self._forgetter):
+                executor.shutdown(wait=False, cancel_futures=True)
             os.close(self._fd)
 
     async def repeat(self) -> None:
@@ -55,9 +61,13 @@ class Channel:
         await self.notify([fuse.pack_notice(fuse.NOTIFY_RESEND)])
 
     async def notify(self, notices: Sequence[bytes]) -> None:
-        """Tell the kernel; what it does not know any more needs no telling."""
+        """Tell the kernel of contents; what it does not know any more needs no telling."""
         if notices:
             await asyncio.get_running_loop().run_in_executor(self._notifier, self._tell, notices)
+
+    async def forget(self, notice: bytes) -> None:
+        """Have the kernel forget an entry of a folder."""
+        await asyncio.get_running_loop().run_in_executor(self._forgetter, self._tell, [notice])
 
     def _tell(self, notices: Sequence[bytes]) -> None:
         for notice in notices:
@@ -79,6 +89,9 @@ class Channel:
             return
         if request.op in UNANSWERED:
             return
+        if request.op == Op.INTERRUPT:
+            self._interrupt(request.interrupted)
+            return
         if request.op == Op.INIT:
             # What comes next waits for the answer.
             self._reply(fuse.pack_reply(request.unique, fuse.pack_init(request.body)))
@@ -86,6 +99,16 @@ class Channel:
         task = asyncio.get_running_loop().create_task(self._attend(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if request.op == Op.WRITE:
+            self._writes[request.unique] = task
+            task.add_done_callback(lambda _: self._writes.pop(request.unique, None))
+
+    def _interrupt(self, unique: int) -> None:
+        """Answer a write at once, as it may take long; all else is about to be answered."""
+        task = self._writes.get(unique)
+        if task and not task.done():
+            task.cancel()
+            self._reply(fuse.pack_reply(unique, error=ERESTARTSYS))
 
     def _end(self, error: OSError) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

@@ -20,8 +20,8 @@ from ssi.node.process.caller import MAX_PID, MAX_UID
 
 QUESTION = "proc-file"
 WITHIN_S = 5.0
-FRESH_S = 0.5
-"""From the attributes that a reader is told to the content that he reads."""
+LAST_S = 5.0
+"""From a read of the beginning to that of the end."""
 
 MAX_FILE = 4 << 20
 REMEMBERED = 64
@@ -82,10 +82,10 @@ class Files:
     async def read(self, node: int, place: Place, uid: int, *, fresh: bool) -> bytes:
         """Return what is at `place`, which is on `node`, if user `uid` may see it; raises OSError.
 
-        Unless `fresh`, what was read a moment ago is good enough.
+        Unless `fresh`, what was read just before is wanted.
         """
         known = self._known.get((place, uid))
-        if known and not fresh and time.monotonic() - known[0] < FRESH_S:
+        if known and not fresh and time.monotonic() - known[0] < LAST_S:
             return known[1]
         data = await self._ask(node, place, uid)
         self._known[place, uid] = time.monotonic(), data

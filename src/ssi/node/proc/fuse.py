@@ -1,4 +1,4 @@
-"""The FUSE protocol as far as a read-only file system needs it: linux/fuse.h in Python.
+"""The FUSE protocol as far as /proc needs it: linux/fuse.h in Python.
 
 Pure: bytes in, values out, and the other way round. Numbers are of this machine's byte order.
 """
@@ -18,9 +18,11 @@ class Op(enum.IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    SETATTR = 4
     READLINK = 5
     OPEN = 14
     READ = 15
+    WRITE = 16
     STATFS = 17
     RELEASE = 18
     FLUSH = 25
@@ -34,7 +36,7 @@ class Op(enum.IntEnum):
     READDIRPLUS = 44
 
 
-UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
+UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET})
 
 MINOR = 45
 ROOT = 1
@@ -57,10 +59,11 @@ WANTED = (
 ELSEWHERE = 1 << 31
 """A flag of attributes: the entry of the root is the real procfs's (fuse-elsewhere.patch)."""
 
-GETATTR_FH = 1
-"""GETATTR comes from a read, not from a stat."""
+UNSIZED = 1 << 30
+"""A flag of attributes: every read is asked for, and no size counts (fuse-unsized.patch)."""
 
 NOTIFY_INVAL_INODE = 2
+NOTIFY_INVAL_ENTRY = 3
 NOTIFY_STORE = 4
 NOTIFY_RESEND = 7
 
@@ -71,13 +74,20 @@ _ENTRY = struct.Struct("=QQQQII")
 _ATTR_OUT = struct.Struct("=QII")
 _DIRENT = struct.Struct("=QQII")
 _READ = struct.Struct("=QQII")
+_WRITE = struct.Struct("=QQIIQII")
+_WRITTEN = struct.Struct("=II")
+_UNIQUE = struct.Struct("=Q")
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHIIH22x")
 _OPEN_OUT = struct.Struct("=QIi")
 _INVAL_INODE = struct.Struct("=Qqq")
+_INVAL_ENTRY = struct.Struct("=QII")
 _STORE = struct.Struct("=QQII")
 
 NANO = 10**9
+
+ERESTARTSYS = 512
+"""The answer to a request that was interrupted: the kernel makes EINTR of it, or begins anew."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,9 +114,15 @@ class Request:
         return handle, offset, size
 
     @property
-    def is_read(self) -> bool:
-        """Of GETATTR: whether somebody is about to read the file."""
-        return bool(struct.unpack_from("=I", self.body)[0] & GETATTR_FH)
+    def written(self) -> bytes:
+        """Of WRITE: the data."""
+        return self.body[_WRITE.size :]
+
+    @property
+    def interrupted(self) -> int:
+        """Of INTERRUPT: which request has been interrupted."""
+        number: int = _UNIQUE.unpack_from(self.body)[0]
+        return number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,6 +216,11 @@ def pack_open(handle: int) -> bytes:
     return _OPEN_OUT.pack(handle, 0, 0)
 
 
+def pack_written(size: int) -> bytes:
+    """Return the answer to WRITE."""
+    return _WRITTEN.pack(size, 0)
+
+
 def pack_dirent(name: str, offset: int, kind: int, node: int = 1) -> bytes:
     """Return one name of a listing; `offset` is where the listing goes on behind it.
 
@@ -213,6 +234,12 @@ def pack_dirent(name: str, offset: int, kind: int, node: int = 1) -> bytes:
 def pack_inval(node: int) -> bytes:
     """Return the message that what is cached of `node` is old."""
     return pack_notice(NOTIFY_INVAL_INODE, _INVAL_INODE.pack(node, 0, 0))
+
+
+def pack_forget(folder: int, name: str) -> bytes:
+    """Return the message that what is cached of a name is old."""
+    data = name.encode()
+    return pack_notice(NOTIFY_INVAL_ENTRY, _INVAL_ENTRY.pack(folder, len(data), 0) + data + b"\0")
 
 
 def pack_store(node: int, data: bytes) -> bytes:

@@ -31,6 +31,9 @@ MAX_MEMORY = 16384
 PART = 48 * 1024
 """Bytes of rows in a part, about."""
 
+QUIET_S = 10.0
+"""Files of processes that nobody has asked about for so long are closed."""
+
 SLOW_S = 1.0
 REMEMBERED = 10000
 
@@ -43,41 +46,47 @@ class Placeholders(Protocol):
         """Those that only hold a PID: their bodies run, and are told of, elsewhere."""
 
     @property
+    def arriving(self) -> Collection[int]:
+        """Those that are being restored here: for who looks they are here already, but not told."""
+
+    @property
     def terminals(self) -> Mapping[int, int]:
         """The device number of the terminal of those bodies whose terminal is elsewhere."""
 
 
-class NoPlaceholders:
-    """All processes are at home."""
-
-    hidden: Collection[int] = frozenset()
-    terminals: Mapping[int, int] = {}
-
-
 class _Watched:
-    """A process whose files stay open: to read one again takes one system call."""
+    """A process whose files stay open while it is asked about: to read one again is one call."""
 
     def __init__(self, pid: int) -> None:
         """Raises OSError when it is gone."""
         self.row: Row | None = None
         self.seen = ("", "")
-        self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        self._pid = pid
+        self._files: list[int] = []
+        self._open()
+
+    def _open(self) -> None:
         try:
-            self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+            for name in ("stat", "status"):
+                path = f"/proc/{self._pid}/{name}"
+                self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
-            os.close(self._stat)
+            self.close()
             raise
 
     def read(self) -> tuple[str, str]:
         """Return stat and status; raises OSError when it is gone."""
-        stat, status = (os.pread(fd, MAX_FILE, 0) for fd in (self._stat, self._status))
+        if not self._files:
+            self._open()
+        stat, status = (os.pread(fd, MAX_FILE, 0) for fd in self._files)
         if not stat or not status:
             raise ProcessLookupError
         return stat.decode("latin-1"), status.decode("latin-1")
 
     def close(self) -> None:
-        os.close(self._stat)
-        os.close(self._status)
+        """Keep no file open; the next look opens them again."""
+        while self._files:
+            os.close(self._files.pop())
 
 
 def _read_some(path: Path) -> bytes:
@@ -117,6 +126,7 @@ class Own:
         self._looked = 0.0
         self._lock = asyncio.Lock()
         self._reading: asyncio.Future[Mapping[int, Memory]] | None = None
+        self._resting: asyncio.TimerHandle | None = None
 
     async def answer(self, call: Call) -> Message:
         """Tell what has changed since what the caller knows, or all."""
@@ -141,8 +151,19 @@ class Own:
             "booted": time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
         }  # fmt: skip
 
+    def _rest_later(self) -> None:
+        if self._resting:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(QUIET_S, self._rest)
+
+    def _rest(self) -> None:
+        for watched in self._watched.values():
+            watched.close()
+
     def close(self) -> None:
         """Look no more."""
+        if self._resting:
+            self._resting.cancel()
         for pid in list(self._watched):
             self._drop(pid)
 
@@ -152,12 +173,13 @@ class Own:
             if time.monotonic() - self._looked < FRESH_S:
                 return
             self._number += 1
-            hidden = self._placeholders.hidden
+            hidden = {*self._placeholders.hidden, *self._placeholders.arriving}
             pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
             pids = {pid for pid in pids if pid >= RANGE and pid not in hidden}
             for pid in self._watched.keys() - pids:
                 self._drop(pid)
             await self._make_rows(self._find_changed(pids))
+            self._rest_later()
             self._looked = time.monotonic()
 
     def _find_changed(self, pids: Collection[int]) -> Mapping[int, tuple[str, str]]:

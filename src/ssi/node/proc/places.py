@@ -20,6 +20,10 @@ LINK = stat.S_IFLNK | 0o777
 TABLE = ("stat", "status", "cmdline", "environ", "comm", "statm", "where")
 """Made of what nodes tell of all their processes."""
 
+GOTO, CANTMOVE = "goto", "cantmove"
+CONTROL = ".ssi"
+"""The folder that has these two of every process."""
+
 NAMES = {
     **dict.fromkeys(TABLE, FILES),
     "environ": OWNERS,
@@ -35,6 +39,7 @@ NAMES = {
         "oom_score_adj", "projid_map", "sched", "schedstat", "sessionid", "setgroups", "timers",
         "uid_map", "wchan",
     ), FILES),
+    **dict.fromkeys((GOTO, CANTMOVE), LINK),
 }  # fmt: skip
 """What there may be in a process's folder, and how it is shown."""
 
@@ -49,8 +54,10 @@ SYSTEM = ("loadavg", "meminfo", "stat")
 """Files of the root that tell of the whole cluster."""
 
 NUMBERS = 1 << 24
+MOST = 1 << 22
+"""More than any PID."""
 
-_FOREIGN, _SYSTEM, _LOCAL = 1, 2, 3
+_FOREIGN, _SYSTEM, _LOCAL, _CONTROL = 1, 2, 3, 4
 _KIND = 60
 
 
@@ -98,6 +105,11 @@ class Place:
             return {"task": FOLDER, "fdinfo": OWNERS}.get(self.name, LINK)
         return NAMES[self.name] if self.name else FOLDER
 
+    @property
+    def is_tabled(self) -> bool:
+        """Whether it is a file of TABLE."""
+        return self.number < 0 and self.name in TABLE
+
     def child(self, name: str) -> Place:
         """Return what is called `name` in this folder; raises FileNotFoundError."""
         if not self.name and name in NAMES:
@@ -120,6 +132,46 @@ def place_of(node: int) -> Place | None:
         node >> 38 & 0x3FFFFF, _ORDER[first - 1] if first else "", (node >> 6 & 0x3FFFFFF) - 1,
         _ORDER[second - 1] if second else "",
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ControlPlace:
+    """The folder CONTROL, or a folder PID-TID there, or what is in that: GOTO or CANTMOVE."""
+
+    pid: int = 0
+    name: str = ""
+    thread: int = 0
+    """Who has opened it."""
+
+    @property
+    def node(self) -> int:
+        """The number for the kernel."""
+        kind = ("", GOTO, CANTMOVE).index(self.name)
+        return _CONTROL << _KIND | kind << 44 | self.thread << 22 | self.pid
+
+    def child(self, name: str) -> ControlPlace:
+        """Return what is called `name` in this folder; raises FileNotFoundError."""
+        if self.pid and not self.name and name in {GOTO, CANTMOVE}:
+            return ControlPlace(self.pid, name, self.thread)
+        pid, _, thread = name.partition("-")
+        if not self.pid and is_number(pid) and is_number(thread):
+            numbers = int(pid), int(thread)
+            if 0 < min(numbers) <= max(numbers) < MOST:
+                return ControlPlace(numbers[0], "", numbers[1])
+        raise FileNotFoundError(errno.ENOENT, name)
+
+
+def control_of(node: int) -> ControlPlace | None:
+    """Return the place with this number, None if it is none of CONTROL."""
+    if node >> _KIND != _CONTROL:
+        return None
+    name = ("", GOTO, CANTMOVE)[node >> 44 & 3]
+    return ControlPlace(node & 0x3FFFFF, name, node >> 22 & 0x3FFFFF)
+
+
+def link_of(place: Place, thread: int) -> bytes:
+    """Return where the symlinks GOTO and CANTMOVE of a foreign process lead a thread."""
+    return f"/proc/{CONTROL}/{place.pid}-{thread}/{place.name}".encode()
 
 
 def system_node(name: str) -> int:

@@ -10,14 +10,16 @@ from ssi.common.errors import SsiError
 from ssi.node.cluster import Cluster
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import Launcher
-from ssi.node.proc import files, system, table
+from ssi.node.proc import files, fuse, system, table
 from ssi.node.proc.channel import Channel
+from ssi.node.proc.control import Control
 from ssi.node.proc.files import Files
 from ssi.node.proc.mount import mount_proc, open_device
-from ssi.node.proc.own import Own, Placeholders
+from ssi.node.proc.own import Own
 from ssi.node.proc.system import System
 from ssi.node.proc.table import Table
 from ssi.node.proc.tree import Tree
+from ssi.node.process.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +33,17 @@ class Proc:
     """Shows the cluster's processes here, and this node's to the others."""
 
     def __init__(
-        self, cluster: Cluster, ics: Ics, launcher: Launcher, placeholders: Placeholders
-    ) -> None:
+        self, cluster: Cluster, ics: Ics, launcher: Launcher, places: Places,
+        control: Control,
+    ) -> None:  # fmt: skip
         self._launcher = launcher
-        self._placeholders = placeholders
+        self._places = places
+        self._control = control
         self._table = Table(cluster, ics)
         self._files = Files(ics)
         self._system = System(self._table, ics)
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-        ics.serve(table.QUESTION, Own(placeholders).answer)
+        ics.serve(table.QUESTION, Own(places).answer)
         ics.serve(files.QUESTION, files.answer_file)
         ics.serve(system.QUESTION, system.answer_system)
 
@@ -58,9 +62,14 @@ class Proc:
             fd = open_device()
             self._launcher.keep(KEY, fd)
         channel = Channel(fd)
+
+        async def forget(pid: int) -> None:
+            await channel.forget(fuse.pack_forget(fuse.ROOT, str(pid)))
+
+        self._places.on_move.append(forget)
         tree = Tree(
-            self._table, self._files, self._system, self._placeholders, channel.notify,
-            restarted=restarted,
+            self._table, self._files, self._system, self._places, self._control,
+            channel.notify, restarted=restarted,
         )  # fmt: skip
         if restarted:
             await channel.repeat()

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 QUESTION = "proc-system"
 FRESH_S = 0.2
+LAST_S = 5.0
+"""From a read of the beginning to that of the end."""
+
 SILENT_S = 2.0
 
 ONE_VALUE = {"Hugepagesize"}
@@ -119,10 +122,11 @@ class System:
         self._content: Mapping[str, bytes] = {}
         self._lock = asyncio.Lock()
 
-    async def read(self, name: str) -> bytes:
-        """Return the content of one, as it is now or was a moment ago."""
+    async def read(self, name: str, *, fresh: bool) -> bytes:
+        """Return the content of one as it is now or was a moment ago; unless `fresh`, as last."""
         async with self._lock:
-            if time.monotonic() - self._made > FRESH_S:
+            age_s = time.monotonic() - self._made
+            if age_s > (FRESH_S if fresh else LAST_S):
                 self._content = await self._make()
                 self._made = time.monotonic()
         return self._content[name]

@@ -14,19 +14,26 @@ from pathlib import Path
 
 from ssi.node.pids import RANGE
 from ssi.node.proc import fuse
+from ssi.node.proc.control import Control
 from ssi.node.proc.files import Files
 from ssi.node.proc.fuse import Attributes, Entry, Op, Request
 from ssi.node.proc.own import Placeholders
 from ssi.node.proc.places import (
+    CANTMOVE,
+    CONTROL,
     FILES,
     FOLDER,
+    GOTO,
     LINK,
     NAMES,
     NAMESPACES,
     SYSTEM,
     TABLE,
+    ControlPlace,
     Place,
+    control_of,
     is_number,
+    link_of,
     local_node,
     place_of,
     system_node,
@@ -82,13 +89,14 @@ class Tree:
 
     def __init__(
         self, table: Table, files: Files, system: System, placeholders: Placeholders,
-        notify: Notify, *, restarted: bool,
+        control: Control, notify: Notify, *, restarted: bool,
     ) -> None:  # fmt: skip
         """`restarted`: the kernel may have cached what an earlier daemon has told."""
         self._table = table
         self._files = files
         self._system = system
         self._placeholders = placeholders
+        self._control = control
         self._notify = notify
         self._restarted = restarted
         self._sizes: dict[Place, int] = {}
@@ -103,6 +111,9 @@ class Tree:
 
     async def answer(self, request: Request) -> bytes:
         """Return the body of the answer; raises OSError."""
+        place = control_of(request.node)
+        if place and request.op in self._control.answers:
+            return await self._control.answers[request.op](request, place)
         answer = self._answers.get(request.op)
         if answer is None:
             raise OSError(errno.ENOSYS, f"FUSE request {request.op}")
@@ -120,10 +131,12 @@ class Tree:
 
     async def _answer_read(self, request: Request) -> bytes:
         _, offset, size = request.reading
-        return (await self._read(request))[offset : offset + size]
+        return (await self._read(request, fresh=not offset))[offset : offset + size]
 
     async def _read_link(self, request: Request) -> bytes:
         place, node, _ = self._find(request.node)
+        if place.name in {GOTO, CANTMOVE}:
+            return link_of(place, request.pid)
         return await self._files.read(node, place, request.uid, fresh=True)
 
     async def _open(self, request: Request) -> bytes:
@@ -133,6 +146,8 @@ class Tree:
     # -- what there is ---------------------------------------------------------------------------
 
     def _is_local(self, pid: int) -> bool:
+        if pid in self._placeholders.arriving:
+            return True
         return pid not in self._placeholders.hidden and Path(f"/proc/{pid}").exists()
 
     async def _refresh(self) -> None:
@@ -183,10 +198,12 @@ class Tree:
     def _foreign(self, place: Place, node: int, row: Row) -> Entry:
         """Return the entry of something of another node's process, without its content's size."""
         began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        ticks = max(0, row.start + self._table.shift_of(node))
+        # Unlike its stat, this can be before our boot.
+        ticks = row.start + self._table.shift_of(node)
+        unsized = stat.S_ISREG(place.mode) and not place.is_tabled
         attributes = Attributes(
             place.node, place.mode, 0, row.memory.uid, row.memory.gid,
-            round(began + ticks / HZ) * fuse.NANO,
+            max(0, int(began + ticks / HZ)) * fuse.NANO, fuse.UNSIZED if unsized else 0,
         )  # fmt: skip
         if not place.name:
             return Entry(attributes, SHORT_S, SHORT_S, row.start)
@@ -200,11 +217,13 @@ class Tree:
 
     async def _look_up(self, request: Request) -> Entry:
         name = request.name
+        if request.node == fuse.ROOT and name == CONTROL:
+            return self._control.entry_of(ControlPlace())
         if request.node == fuse.ROOT:
             return await self._look_up_in_root(request, name)
         folder, node, row = self._find(request.node)
         place = folder.child(name)
-        if place.number < 0 and place.name in TABLE:
+        if place.is_tabled:
             return self._tabled(place, node, row)
         if place.number >= 0 and not place.below:
             # There are only those that there are.
@@ -218,12 +237,12 @@ class Tree:
         if name in SYSTEM:
             if await _wants_local(request):
                 return self._local(name, 0.0)
-            return Entry(Attributes(system_node(name), FILES))
+            return Entry(Attributes(system_node(name), FILES, flags=fuse.UNSIZED))
         if not is_number(name):
             return self._local(name, LONG_S)
         pid = int(name)
         if self._is_local(pid):
-            return self._local(name, SHORT_S)
+            return self._local(name, 0.0 if pid in self._placeholders.arriving else SHORT_S)
         if pid >= RANGE:
             await self._refresh()
             if found := self._table.find(pid):
@@ -233,35 +252,30 @@ class Tree:
     async def _stat(self, request: Request) -> tuple[Attributes, float]:
         if request.node == fuse.ROOT:
             return Attributes(fuse.ROOT, FOLDER), LONG_S
-        if name := system_of(request.node):
-            size = len(await self._system.read(name)) if request.is_read else 0
-            return Attributes(request.node, FILES, size, mtime_ns=time.time_ns()), 0.0
+        if system_of(request.node):
+            return Attributes(request.node, FILES, mtime_ns=time.time_ns()), 0.0
         place, node, row = self._find(request.node)
         if not place.name:
             await self._refresh()
             place, node, row = self._find(request.node)
             return self._foreign(place, node, row).attributes, SHORT_S
-        if place.number < 0 and place.name in TABLE:
+        if place.is_tabled:
             entry = self._tabled(place, node, row)
             return entry.attributes, entry.attributes_s
-        shown = self._foreign(place, node, row).attributes
-        if request.is_read and stat.S_ISREG(place.mode):
-            data = await self._files.read(node, place, request.uid, fresh=True)
-            now = time.time_ns()
-            return dataclasses.replace(shown, size=len(data), mtime_ns=now), 0.0
-        return shown, 0.0
+        return self._foreign(place, node, row).attributes, 0.0
 
     # -- content ---------------------------------------------------------------------------------
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, *, fresh: bool) -> bytes:
+        """Return the content; unless `fresh`, of what was read just before."""
         if name := system_of(request.node):
-            return await self._system.read(name)
+            return await self._system.read(name, fresh=fresh)
         place, node, row = self._find(request.node)
-        if place.number < 0 and place.name in TABLE:
+        if place.is_tabled:
             data = self._render(place, node, row)
             self._sizes[place] = len(data)
             return data
-        return await self._files.read(node, place, request.uid, fresh=False)
+        return await self._files.read(node, place, request.uid, fresh=fresh)
 
     async def _list(self, request: Request) -> bytes:
         handle, offset, size = request.reading
@@ -275,7 +289,7 @@ class Tree:
         elif place.name == "task" and place.number >= 0:
             names = [
                 (name, mode) for name, mode in NAMES.items()
-                if name not in {"fd", "fdinfo", "ns", "task", "where"}
+                if name not in {"fd", "fdinfo", "ns", "task", "where", GOTO, CANTMOVE}
             ]  # fmt: skip
         else:
             found = await self._files.list(node, place, request.uid)
@@ -306,13 +320,14 @@ class Tree:
                 yield entry.pack() + fuse.pack_dirent(
                     name, number, entry.attributes.mode, entry.attributes.node
                 )
-        hidden = self._placeholders.hidden
-        here = {int(name) for name in names if name.isdigit()} - set(hidden)
+        arriving = self._placeholders.arriving
+        hidden = set(self._placeholders.hidden).difference(arriving)
+        here = {int(name) for name in names if name.isdigit()} - hidden
         for pid in sorted(here if local else here.union(self._table)):
             if PIDS + pid < offset:
                 continue
             if pid in here:
-                entry = self._local(str(pid), SHORT_S)
+                entry = self._local(str(pid), 0.0 if pid in arriving else SHORT_S)
             elif found := self._table.find(pid):
                 entry = self._foreign(Place(pid), *found)
             else:
@@ -322,7 +337,7 @@ class Tree:
 
 
 def _exists(name: str) -> bool:
-    return Path("/proc/self", name).exists() or name in {"cwd", "exe", "root"}
+    return Path("/proc/self", name).exists() or name in {"cwd", "exe", "root", GOTO, CANTMOVE}
 
 
 def _fill(parts: Iterator[bytes], size: int) -> bytes:

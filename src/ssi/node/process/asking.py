@@ -30,6 +30,12 @@ class Asking:
         """This node."""
         return self._cluster.node
 
+    @property
+    def alive(self) -> set[int]:
+        """The nodes that are up as far as is known."""
+        state = self._cluster.known
+        return set(state.view.alive) if state else {self.node}
+
     def is_alive(self, node: int) -> bool:
         """Tell whether `node` is not known to be dead."""
         state = self._cluster.known

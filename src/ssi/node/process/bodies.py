@@ -14,7 +14,8 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ssi.common import frames, wire
@@ -25,18 +26,20 @@ from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import LEADS, Launcher, Program
 from ssi.node.pids import any_pid, origin_of
+from ssi.node.process import ends
 from ssi.node.process.asking import Asking
 from ssi.node.process.caller import MAX_PID, MAX_UID, read_caller
 from ssi.node.process.descriptors import Descriptor, open_on_root
 from ssi.node.process.device import Device
-from ssi.node.process.ghosts import start_of
 from ssi.node.process.jobcontrol import list_group, parent_of, session_of
 from ssi.node.process.orders import FROM_KERNEL
 from ssi.node.process.remotefiles import RemoteFiles
 from ssi.node.process.signals import deliver
 from ssi.node.process.standins import StandIn, StandIns
+from ssi.node.processes import start_of
 from ssi.node.runner import receive_request
 from ssi.node.state.state import State
+from ssi.node.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,9 @@ FOLDER = Path("/run/ssi/bodies")
 PREFIX = "body."
 REMEMBERED = 1000
 
+MILLION = 10**6
 FD_BITS = 20
+FD_MASK = (1 << FD_BITS) - 1
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -69,6 +74,16 @@ class Body:
     """How it ended, as waitpid has it."""
     reported: bool = False
     """Its ghost has heard how it ended."""
+    arriving: bool = False
+    """It comes from another node, and does not run yet."""
+    left: bool = False
+    """It runs on another node by now, and what is left of it here is about to be killed."""
+    remnant: bool = False
+    """What is left of it here stays as long as its children are here."""
+    job: str = ""
+    """What its parent's launcher calls it; empty for one that became it in its place."""
+    link: bool = False
+    """None at all: descriptors of a remnant on its node lead here."""
     kept: bool = False
     """The ghost has left somebody at home for those who still use its descriptors."""
     handles: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -77,6 +92,12 @@ class Body:
     """Duplicates of a descriptor: all are closed with it."""
     files: dict[int, int] = dataclasses.field(default_factory=dict)
     """Descriptors of this daemon for files whose offset the ghost shares."""
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """Its status is known."""
+    reporter: asyncio.Task[None] | None = None
+    """Tells the ghost how it fares."""
+    gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """Nothing is left here of a body that has moved, or has ended."""
     states: asyncio.Queue[int] = dataclasses.field(default_factory=asyncio.Queue)
 
     def dump(self) -> Message:
@@ -86,6 +107,8 @@ class Body:
             "begun": self.begun, "parent": self.parent, "tty": self.tty, "pinned": self.pinned,
             "foreground": self.foreground, "status": -1 if self.status is None else self.status,
             "handles": [[fd, count] for fd, count in self.handles.items()],
+            "arriving": self.arriving, "left": self.left, "remnant": self.remnant, "job": self.job,
+            "link": self.link,
             "twins": [[fd, *others] for fd, others in self.twins.items()],
         }  # fmt: skip
 
@@ -95,7 +118,8 @@ class Body:
         status = saved.pop("status")
         handles = dict(saved.pop("handles"))
         twins = {fd: others for fd, *others in saved.pop("twins")}
-        return cls(**saved, status=None if status == -1 else status, handles=handles, twins=twins)
+        status = None if status == -1 else status
+        return cls(**saved, status=status, handles=handles, twins=twins)
 
 
 class Bodies:
@@ -113,10 +137,11 @@ class Bodies:
         self._folder = folder
         self._by_id: dict[str, Body] = {}
         self._by_serial: dict[int, Body] = {}
+        self._last = 0
         self._starting: dict[str, asyncio.Task[Message]] = {}
         self._heard: dict[str, None] = {}
         """Signals that have been delivered: none is twice."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._ready = asyncio.Event()
         cluster.on_change.append(self._look_for_losses)
         ics.serve("body-start", self._answer_start)
@@ -127,12 +152,95 @@ class Bodies:
 
     def find(self, pid: int) -> Body | None:
         """Return the body with that PID, if it runs."""
-        return next((b for b in self._by_id.values() if b.pid == pid and b.status is None), None)
+        return next((body for body in self.all if body.pid == pid), None)
 
     @property
     def all(self) -> Sequence[Body]:
         """Those that run."""
-        return [body for body in self._by_id.values() if body.pid and body.status is None]
+        return [
+            body for body in self._by_id.values()
+            if body.pid and body.status is None and not body.left and not body.arriving
+        ]  # fmt: skip
+
+    @property
+    def arriving(self) -> Sequence[Body]:
+        """Those that come from another node, and do not run yet."""
+        return [body for body in self._by_id.values() if body.arriving]
+
+    def find_arriving(self, key: str) -> Body | None:
+        """Return one of those."""
+        return next((body for body in self.arriving if body.id == key), None)
+
+    def find_by_ghost(self, key: str) -> Body | None:
+        """Return the body of that ghost."""
+        return self._by_id.get(key)
+
+    def _obtain(self, key: str, home: int, tty: int, *, pinned: bool) -> Body:
+        """Return the body of that ghost: one that has left things here, or a new one."""
+        body = self._by_id.get(key)
+        if body is None:
+            return self.add(key, home, tty, pinned=pinned)
+        body.pid, body.begun, body.status, body.parent, body.foreground = 0, 0, None, 0, 0
+        body.job = PREFIX + key
+        body.left = body.remnant = body.reported = body.kept = False
+        body.reporter, body.ended, body.gone = None, asyncio.Event(), asyncio.Event()
+        return body
+
+    def expect(self, key: str, home: int, tty: int, *, pinned: bool) -> Body:
+        """Return a body that comes from another node."""
+        body = self._obtain(key, home, tty, pinned=pinned)
+        body.arriving = True
+        self._save(body)
+        return body
+
+    def expect_in_place(self, key: str, home: int, tty: int, pid: int, *, pinned: bool) -> Body:
+        """Return a body that comes to where process `pid` has stood for it."""
+        left = (one for one in self._by_id.values() if one.remnant and one.pid == pid)
+        if body := next(left, None):
+            self._forget(body)
+            body.id, body.home, body.tty, body.pinned = key, home, tty, pinned
+            body.left = body.remnant = False
+            self._add(body)
+        else:
+            body = self._obtain(key, home, tty, pinned=pinned)
+            body.job, body.pid, body.begun = "", pid, start_of(pid)
+            self._tasks.spawn(self._watch(body))
+        body.arriving = True
+        self._save(body)
+        return body
+
+    def link(self, key: str, node: int) -> Body:
+        """Return what leads to the descriptors of a remnant on another node."""
+        body = self._by_id.get(key)
+        if body is None:
+            body = self.add(key, node, 0, pinned=False)
+            body.link = body.reported = body.kept = True
+            self._save(body)
+        return body
+
+    def expect_for_stand_in(
+        self, key: str, home: int, tty: int, place: tuple[StandIn, str], *, pinned: bool
+    ) -> Body:
+        """Return a body that comes to where a stand-in of it is; those below are its children."""
+        one, job = place
+        body = self._obtain(key, home, tty, pinned=pinned)
+        body.pid, body.job, body.arriving = one.pid, job, True
+        if one.above:
+            body.parent = one.above.pid
+            one.above.users.discard(one)
+            one.above.users.add(body)
+        for other in self.all:
+            if other.parent == one.pid:
+                other.parent = 0
+                self._tasks.spawn(self._watch(other))
+                self._save(other)
+        self._save(body)
+        return body
+
+    def leave_behind(self, body: Body) -> None:
+        """It has left, and is a parent here for its children."""
+        body.left = body.remnant = True
+        self._save(body)
 
     # -- a daemon's beginning --------------------------------------------------------------------
 
@@ -140,7 +248,7 @@ class Bodies:
         """Find those that the daemon before this one had, and be ready for more."""
         await self._launcher.wait_connected()
         await self._take_over()
-        await self._device.start(self._launcher, self._files)
+        await self._device.start(self._launcher, self._files.reopen)
         await self._stand_ins.wait_ready()
         self._hear_launcher(self._stand_ins.visitors)
         self._ready.set()
@@ -164,12 +272,18 @@ class Bodies:
             self._resume(body)
 
     def _resume(self, body: Body) -> None:
+        if body.link:
+            body.reported = body.kept = True
+            return
         client = self._client_of(body)
-        job = client.job_of(PREFIX + body.id)
+        job = client.job_of(body.job)
+        if body.arriving and body.job and job is None:
+            self._forget(body)
+            return
         if job is None and body.status is None:
             # Never started, or nobody's child any more: then it is watched, if it is there.
             if body.pid and _is_process(body):
-                self._spawn(self._watch(body))
+                self._tasks.spawn(self._watch(body))
             elif body.pid:
                 body.status = 0
                 body.states.put_nowait(0)
@@ -182,7 +296,9 @@ class Bodies:
                 self._take_status(body, job[1])
         elif body.status is not None:
             body.states.put_nowait(body.status)
-        self._spawn(self._report_states(body))
+        if body.arriving:
+            return
+        self._start_reporter(body)
 
     def _client_of(self, body: Body) -> Launcher:
         above = self._stand_ins.find(body.parent) if body.parent else None
@@ -190,8 +306,9 @@ class Bodies:
 
     def _hear_launcher(self, client: Launcher) -> None:
         def hear(key: str, status: int) -> None:
-            if body := self._by_id.get(key.removeprefix(PREFIX)):
-                self._take_status(body, status)
+            for body in list(self._by_id.values()):
+                if body.job == key:
+                    self._take_status(body, status)
 
         client.on_change = hear
 
@@ -208,11 +325,6 @@ class Bodies:
         if self._by_id.pop(body.id, None):
             del self._by_serial[body.serial]
             (self._folder / body.id).unlink(missing_ok=True)
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -232,50 +344,69 @@ class Bodies:
             task.add_done_callback(lambda _: self._starting.pop(key))
         return await asyncio.shield(self._starting[key])
 
+    def add(self, key: str, home: int, tty: int, *, pinned: bool) -> Body:
+        """Return a new body, which is not started yet."""
+        # Never that of another before it: what a failed move has left may still have its handles.
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // MILLION
+        serial = self._last = 1 + max(now, self._last, *self._by_serial)
+        body = Body(key, home, serial, tty=tty, pinned=pinned, job=PREFIX + key)
+        self._add(body)
+        return body
+
     async def _start(self, home: int, key: str, wishes: Message, request: frames.Call) -> Message:
-        serial = 1 + max(self._by_serial, default=0)
-        body = Body(key, home, serial, tty=wire.get_int(wishes, "tty", 0, 2**32),
-                    pinned=wire.get_flag(wishes, "pinned"))  # fmt: skip
+        tty, pinned = wire.get_int(wishes, "tty", 0, 2**32), wire.get_flag(wishes, "pinned")
         descriptors = [Descriptor.load(one) for one in wire.get_objects(wishes, "descriptors")]
         program, parent, session = _load_program(wishes, request)
-        self._add(body)
-        above = await self._place(body, program, parent, session)
+        body = self.add(key, home, tty, pinned=pinned)
+        above = await self.place(body, parent, session, program.group)
         if above is None:
             program = dataclasses.replace(program, session=True, group=LEADS)
         self._save(body)
         fds: dict[int, int] = {}
         try:
             await self._open_all(body, descriptors, fds)
-            await self._run(body, program, above, fds)
-            with contextlib.suppress(OSError):
-                body.begun = start_of(body.pid)
+            await self.run_program(body, program, above, fds)
         except OSError as error:
-            await self._drop(body)
+            await self.drop(body)
             return {"error": error.errno or errno.EIO, "what": str(error.filename or "")}
         except BaseException:
-            await self._drop(body)
+            await self.drop(body)
             raise
         finally:
             # By a thread: the last close of a device's descriptor waits for our own answer.
             await asyncio.to_thread(_close_all, set(fds.values()))
-        self._save(body)
-        self._spawn(self._report_states(body))
+        self.begin(body)
         return {"error": 0, "what": ""}
 
-    async def _place(
-        self, body: Body, program: Program, parent: int, session: int
-    ) -> StandIn | None:
-        above = await self._stand_ins.use(body, parent, session, program.group)
+    def begin(self, body: Body) -> None:
+        """It runs: from now on its ghost hears how it fares."""
+        body.arriving = False
+        with contextlib.suppress(OSError):
+            body.begun = start_of(body.pid)
+        self._save(body)
+        self._start_reporter(body)
+
+    def begin_elsewhere(self, body: Body) -> None:
+        """It runs, as the child of somebody who does not tell us how it ends."""
+        self.begin(body)
+        self._tasks.spawn(self._watch(body))
+
+    async def place(self, body: Body, parent: int, session: int, group: int) -> StandIn | None:
+        """Return the stand-in below which the body is to be born; None if it has no place."""
+        above = await self._stand_ins.use(body, parent, session, group)
         if above:
             body.parent = above.pid
+            # There the next daemon finds it.
+            self._save(body)
             self._hear_launcher(above.client)
             if above.above:
                 self._hear_launcher(above.above.client)
         return above
 
-    async def _run(
+    async def run_program(
         self, body: Body, program: Program, above: StandIn | None, fds: dict[int, int]
     ) -> None:
+        """Start the body, with descriptors of ours by its numbers; raises OSError."""
         client = above.client if above else self._stand_ins.visitors
         numbers = sorted(fds)
         opened = [fds[number] for number in numbers]
@@ -283,14 +414,13 @@ class Bodies:
         async def start(pid: int) -> int:
             wished = dataclasses.replace(program, pid=pid)
             with any_pid(self._asking.node, pid):
-                return await client.start(PREFIX + body.id, wished, opened, numbers)
+                return await client.start(body.job, wished, opened, numbers)
 
         try:
             body.pid = await start(program.pid)
         except FileExistsError:
-            if self._stand_ins.is_idle(program.pid):
+            if program.pid in self._stand_ins and await self._stand_ins.make_room(program.pid):
                 # It had children here, and is to be here itself.
-                await self._stand_ins.end(program.pid)
                 body.pid = await start(program.pid)
             else:
                 # Something else here has its number, as its own ghost: it gets another.
@@ -315,10 +445,16 @@ class Bodies:
                 fds[one.fd] = await self._device.open(self.handle_of(body, one.fd), flags)
                 body.handles[one.fd] += 1
 
-    async def _drop(self, body: Body) -> None:
-        """It has not been started."""
+    async def wait_end(self, body: Body) -> None:
+        """Wait until one that has not begun has ended."""
+        await body.ended.wait()
+
+    async def drop(self, body: Body) -> None:
+        """It has not begun."""
         for fd in body.files.values():
             os.close(fd)
+        if body.status is not None:
+            self._client_of(body).forget(body.job)
         self._forget(body)
         self._stand_ins.leave(body)
 
@@ -329,31 +465,30 @@ class Bodies:
             if body.status is not None:
                 return
             body.status = status
+            body.ended.set()
             if body.pid:
                 self._save(body)
         body.states.put_nowait(status)
 
     async def _watch(self, body: Body) -> None:
-        """Wait for the end of one that is nobody's child here, so that nobody hears how it ends."""
-        try:
-            fd = os.pidfd_open(body.pid)
-        except ProcessLookupError:
-            self._take_status(body, 0)
-            return
-        gone = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(fd, gone.set)
-        try:
-            await gone.wait()
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-        self._take_status(body, 0)
+        """Wait for the end of one that is no child of a launcher's."""
+        self._take_status(body, await ends.wait_status(body.pid))
+
+    def _start_reporter(self, body: Body) -> None:
+        if body.reporter is None:
+            body.reporter = self._tasks.spawn(self._report_states(body))
 
     async def _report_states(self, body: Body) -> None:
         """Tell the ghost how the body fares, until it has ended."""
         while True:
             status = await body.states.get()
+            if body.arriving:
+                return
+            if body.left:
+                if body.status is not None:
+                    self._take_leave(body)
+                    return
+                continue
             final = not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status)
             words: Message = {"id": body.id, "status": status, "others": False, "offsets": []}
             if final:
@@ -369,10 +504,25 @@ class Bodies:
         for mine in body.files.values():
             os.close(mine)
         body.files.clear()
-        self._client_of(body).forget(PREFIX + body.id)
+        self._client_of(body).forget(body.job)
         self._stand_ins.leave(body)
         body.reported, body.kept = True, bool(words["others"])
+        body.gone.set()
         await self._finish(body)
+
+    def _take_leave(self, body: Body) -> None:
+        """What has been left here of a body that has moved has ended."""
+        for mine in body.files.values():
+            os.close(mine)
+        self._client_of(body).forget(body.job)
+        self._stand_ins.leave(body)
+        body.remnant, body.reported, body.kept = False, True, False
+        # Others here may use its descriptors.
+        if any(body.handles.values()):
+            self._save(body)
+        else:
+            self._forget(body)
+        body.gone.set()
 
     async def _finish(self, body: Body) -> None:
         """Forget a body that has ended once nobody uses its descriptors."""
@@ -440,8 +590,8 @@ class Bodies:
         for other in self.all:
             if other.parent == parent:
                 other.parent = 0
-                self._spawn(self._watch(other))
-        self._spawn(self._watch(body))
+                self._tasks.spawn(self._watch(other))
+        self._tasks.spawn(self._watch(body))
         await self._stand_ins.end(parent)
 
     async def _answer_list(self, call: Call) -> Message:
@@ -472,11 +622,13 @@ class Bodies:
     def _look_for_losses(self, _: State, now: State) -> None:
         for body in list(self._by_id.values()):
             if body.home and body.home not in now.view.alive:
-                self._spawn(self._lose_home(body))
+                self._tasks.spawn(self._lose_home(body))
 
     async def _lose_home(self, body: Body) -> None:
         """The ghost's node is dead: the terminal has hung up, and the parent is gone."""
         self._fail(body)
+        if body.link:
+            return
         if body.status is not None:
             return
         if body.parent:
@@ -515,7 +667,9 @@ class Bodies:
 
     def count(self, handle: int) -> None:
         """Take it that a descriptor of this handle has been opened."""
-        body, fd = self.of(handle)
+        body, fd = self._by_serial.get(handle >> FD_BITS), handle & FD_MASK
+        if body is None:
+            raise OSError(errno.EIO, "its process has ended")
         body.handles[fd] = body.handles.get(fd, 0) + 1
         self._save(body)
 
@@ -532,10 +686,10 @@ class Bodies:
             return
         body.handles[fd] -= 1
         if not body.handles[fd]:
-            self._spawn(self._close(body, [fd, *body.twins.get(fd, [])]))
+            self._tasks.spawn(self._close(body, [fd, *body.twins.get(fd, [])]))
 
     async def _close(self, body: Body, fds: Sequence[int]) -> None:
-        if body.pid == 0:
+        if body.pid == 0 and not body.link:
             return  # it was not started
         self._save(body)
         if body.home:

@@ -7,16 +7,19 @@ remote device, and the ghost does what is done to it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
 import re
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
+from ssi.node.pids import origin_of
 from ssi.node.root import SYSROOT
 
 MOST = 60
@@ -78,7 +81,7 @@ def describe(pid: int) -> list[Descriptor]:
         except OSError:
             continue  # it has just been closed
         for before in found:
-            if before.same_as < 0 and _is_same(pid, before.fd, fd):
+            if before.same_as < 0 and is_same(pid, before.fd, pid, fd):
                 one = dataclasses.replace(one, same_as=before.fd)
                 break
         found.append(one)
@@ -95,12 +98,12 @@ def _describe(pid: int, fd: int, flags: int, offset: int) -> Descriptor:
     is_plain = stat.S_ISREG(status.st_mode) and (
         flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_APPEND
     )
-    if (is_plain or stat.S_ISDIR(status.st_mode)) and _is_on_root(path, status):
+    if (is_plain or stat.S_ISDIR(status.st_mode)) and is_on_root(path, status):
         return Descriptor(fd, kept, path, status.st_ino, offset)
     return Descriptor(fd, kept)
 
 
-def _is_on_root(path: str, status: os.stat_result) -> bool:
+def is_on_root(path: str, status: os.stat_result) -> bool:
     """Tell whether other nodes have this file under the same name."""
     try:
         found = Path(f"{SYSROOT}{path}").stat()
@@ -109,10 +112,45 @@ def _is_on_root(path: str, status: os.stat_result) -> bool:
     return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
 
 
-def _is_same(pid: int, fd: int, other: int) -> bool:
-    """Tell whether two descriptors share offset and flags."""
-    arguments = (ctypes.c_long(n) for n in (_KCMP, pid, pid, SAME_FILE, fd, other))
+def is_same(pid: int, fd: int, other: int, theirs: int) -> bool:
+    """Tell whether two descriptors, of one or two processes, share offset and flags."""
+    arguments = (ctypes.c_long(n) for n in (_KCMP, pid, other, SAME_FILE, fd, theirs))
     return bool(ctypes.CDLL(None).syscall(*arguments) == 0)
+
+
+def find_sharers(pid: int, fds: Collection[int]) -> dict[int, list[tuple[int, int]]]:
+    """Return who else has open what descriptors of `pid` are of: processes and their descriptors.
+
+    All with a PID of some node, and this daemon, which has ends of its commands' pipes.
+    """
+    wanted: dict[str, list[int]] = {}
+    for fd in fds:
+        wanted.setdefault(os.readlink(f"/proc/{pid}/fd/{fd}"), []).append(fd)
+    found: dict[int, list[tuple[int, int]]] = {fd: [] for fd in fds}
+    others = [int(name) for name in os.listdir("/proc") if name.isdigit()] if fds else []
+    for other in others:
+        if other == pid or not (origin_of(other) or other == os.getpid()):
+            continue
+        for theirs, name in list_open(other):
+            for fd in wanted.get(name, []):
+                found[fd].append((other, theirs))
+    return found
+
+
+def list_open(pid: int) -> list[tuple[int, str]]:
+    """Return the descriptors of a process, each with what /proc calls its file."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.append((int(name), os.readlink(f"/proc/{pid}/fd/{name}")))
+    return found
+
+
+def is_memory(pid: int, fd: int) -> bool:
+    """Tell whether a descriptor is of a device that is the same on each node, as /dev/null."""
+    status = Path(f"/proc/{pid}/fd/{fd}").stat()
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev in MEMORY
 
 
 def open_on_root(one: Descriptor) -> int:

@@ -15,14 +15,16 @@ import dataclasses
 import enum
 import errno
 import fcntl
+import functools
 import logging
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from ssi.node.fifo.names import read_name
 from ssi.node.launcher import Launcher
 
 logger = logging.getLogger(__name__)
@@ -32,13 +34,24 @@ NAME = "ssi"
 PATH = f"/dev/{NAME}"
 KEY = "cuse"
 
+ROOT_TYPE = "gfs2"
+"""The file system whose FIFOs connect all nodes."""
+
+POLLED = Path("/run/ssi/polled")
+"""A file for each descriptor that somebody waits for: by what the kernel calls it."""
+
 PIDFD_GETFD = 438  # x86-64
+
+KIND_SHIFT = 56
 
 MAX_IO = 32 * 1024
 BUFFER = MAX_IO + 4096
 
 WHOSE = 0x80085301
 """An ioctl of our own, answered to this daemon alone: which handle is it?"""
+
+HERE = -1
+"""In the place of a handle: the kernel's own pipe is to be opened."""
 
 ERESTARTSYS = 512
 """What a driver says whose read was interrupted. The kernel makes EINTR of it, or begins anew."""
@@ -62,6 +75,7 @@ RESENT = 1 << 63
 
 UNRESTRICTED_IOCTL = 1
 DIRECT_IO = 1
+FIFO_HERE = 1 << 16
 RETRY = 4
 WATCHED = 1
 
@@ -70,7 +84,9 @@ VERSION = (7, 31)
 _HEAD = struct.Struct("=IIQQIIIHH")
 _REPLY = struct.Struct("=IiQ")
 _HANDLE = struct.Struct("=Q")
+_OPEN = struct.Struct("=II")
 _OPENED = struct.Struct("=QII")
+_RELEASE = struct.Struct("=QIIQ")
 _IO = struct.Struct("=QQIIQII")
 _IOCTL = struct.Struct("=QIIQII")
 _CONTROLLED = struct.Struct("=iIII")
@@ -133,11 +149,26 @@ CONTROLS = {
 }
 
 
-class Owner(Protocol):
-    """Who knows what a handle is of."""
+class Kind(enum.IntEnum):
+    """What a handle is of: its upper bits."""
 
-    async def reopen(self, number: int, thread: int) -> int | None:
-        """Return the handle for a thread that opens the device by name; None if it may not."""
+    FILE = 0
+    PROCESS = 1
+    FIFO = 2
+
+    @classmethod
+    def of(cls, handle: int) -> Kind:
+        """Return the kind of a handle."""
+        return cls(handle >> KIND_SHIFT)
+
+
+Reopen = Callable[[int, int], Awaitable[int | None]]
+"""Given a request's number and a thread that opens the device by name, returns the handle for it;
+None if it may not."""
+
+
+class Owner(Protocol):
+    """Who knows what the handles of a kind are of."""
 
     async def read(self, wanted: Wanted, size: int) -> Result:
         """Read."""
@@ -160,7 +191,23 @@ class Owner(Protocol):
         """Take it that one descriptor of this handle is closed."""
 
 
-def _get_descriptor(process: int, fd: int) -> int:
+class FifoOwner(Owner, Protocol):
+    """Who is asked when a FIFO of the root is opened (image/kernel/patches/cuse-fifos.patch)."""
+
+    async def open(self, number: int, name: str, flags: int) -> int:
+        """Return a handle, or HERE; raises OSError."""
+
+    async def close(self, handle: int) -> None:
+        """Close it; the last descriptor is closed."""
+
+    async def settle(self, number: int) -> None:
+        """Take it that the kernel has the answer to a request."""
+
+    def end_pipe(self, number: int, name: str, opens: int) -> None:
+        """Take it that a pipe of the kernel is gone which so many opens were for."""
+
+
+def get_descriptor(process: int, fd: int) -> int:
     """Return a duplicate of another process's descriptor; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     found = libc.syscall(*map(ctypes.c_long, (PIDFD_GETFD, process, fd, 0)))
@@ -173,17 +220,23 @@ class Device:
     """The device of this node."""
 
     def __init__(self) -> None:
-        self._owner: Owner | None = None
+        self.owners: dict[Kind, Owner] = {}
+        self.on_answered: list[Callable[[int], Awaitable[None]]] = []
+        """Who is told that the kernel has the answer to a request: it is not repeated any more."""
+        self._reopen: Reopen | None = None
+        self._fifos: FifoOwner | None = None
         self._fd = -1
         self._opening: dict[int, int] = {}
         """The handle that each thread of ours is opening the device for."""
         self._made = asyncio.Event()
         self._under_way: dict[int, Wanted] = {}
+        self._polled: dict[int, set[int]] = {}
+        """Whom the kernel would tell of events, by handle."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, launcher: Launcher, owner: Owner) -> None:
-        """Make it, or take it over from the daemon before this one."""
-        self._owner = owner
+    async def start(self, launcher: Launcher, reopen: Reopen) -> None:
+        """Make it, or take it over from the daemon before this one; all owners are known."""
+        self._reopen = reopen
         fd = launcher.kept.pop(KEY, None)
         if fd is None:
             fd = os.open(CHANNEL, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -197,8 +250,21 @@ class Device:
                 self._made.set()
         asyncio.get_running_loop().add_reader(fd, self._read)
         await self._made.wait()
+        self._wake_all()
         # Who may use it is decided when it is opened.
         Path(PATH).chmod(0o666)
+
+    def serve_fifos(self, owner: FifoOwner) -> None:
+        """Have `owner` asked about the FIFOs of the root."""
+        self._fifos = self.owners[Kind.FIFO] = owner
+        self.on_answered.append(owner.settle)
+
+    def _wake_all(self) -> None:
+        """Have asked again who waited for events that the daemon before this one watched for."""
+        POLLED.mkdir(mode=0o700, exist_ok=True)
+        for path in POLLED.iterdir():
+            path.unlink()
+            self._notify(int(path.name))
 
     async def open(self, handle: int, flags: int) -> int:
         """Return a descriptor of the device for `handle`."""
@@ -219,7 +285,7 @@ class Device:
         def find_it() -> int:
             process = os.pidfd_open(pid)
             try:
-                mine = _get_descriptor(process, fd)
+                mine = get_descriptor(process, fd)
             finally:
                 os.close(process)
             try:
@@ -243,21 +309,25 @@ class Device:
                 logger.exception("%s", CHANNEL)
                 asyncio.get_running_loop().remove_reader(self._fd)
             return
-        _, operation, unique, _, _, _, thread, _, _ = _HEAD.unpack_from(packet)
+        _, operation, unique, node, _, _, thread, _, _ = _HEAD.unpack_from(packet)
         body = packet[_HEAD.size :]
         if operation == _Do.INTERRUPT:
             self._interrupt(*_HANDLE.unpack_from(body))
             return
+        if node and operation in {_Do.OPEN, _Do.RELEASE}:
+            serving = self._serve_fifo(operation, unique, body)
+        else:
+            serving = self._serve(operation, unique, thread, body)
         task = asyncio.get_running_loop().create_task(
-            self._attend(operation, unique, thread, body), name=f"{PATH} {operation}"
+            self._attend(operation, unique, serving), name=f"{PATH} {operation}"
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _interrupt(self, unique: int) -> None:
-        assert self._owner
         if wanted := self._under_way.get(unique):
-            task = asyncio.get_running_loop().create_task(self._owner.cancel(wanted))
+            cancelling = self._owner_of(wanted.handle).cancel(wanted)
+            task = asyncio.get_running_loop().create_task(cancelling)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -268,9 +338,11 @@ class Device:
             if failure.errno != errno.ENOENT:
                 logger.warning("%s: answering: %s", PATH, failure)
 
-    async def _attend(self, operation: int, unique: int, thread: int, body: bytes) -> None:
+    async def _attend(
+        self, operation: int, unique: int, serving: Coroutine[Any, Any, tuple[int, bytes]]
+    ) -> None:
         try:
-            value, data = await self._serve(operation, unique, thread, body)
+            value, data = await serving
         except OSError as error:
             value, data = -(error.errno or errno.EIO), b""
         except Exception:
@@ -284,6 +356,8 @@ class Device:
         self._answer(unique, b"" if value < 0 else data, max(0, -value))
         if operation == _Do.INIT:
             self._made.set()
+        for tell in self.on_answered:
+            await tell(unique & ~RESENT)
 
     async def _serve(
         self, operation: int, unique: int, thread: int, body: bytes
@@ -291,7 +365,7 @@ class Device:
         match operation:
             case _Do.INIT:
                 words = _INIT.pack(*VERSION, 0, UNRESTRICTED_IOCTL, MAX_IO, MAX_IO, 0, 0)
-                answer = 0, words + f"DEVNAME={NAME}\0".encode()
+                answer = 0, words + f"DEVNAME={NAME}\0FIFOS={ROOT_TYPE}\0".encode()
             case _Do.OPEN:
                 answer = await self._open(unique & ~RESENT, thread)
             case _Do.READ | _Do.WRITE:
@@ -306,44 +380,74 @@ class Device:
                 answer = -errno.ENOSYS, b""
         return answer
 
+    async def _serve_fifo(self, operation: int, unique: int, body: bytes) -> tuple[int, bytes]:
+        assert self._fifos
+        number = unique & ~RESENT
+        if operation == _Do.OPEN:
+            flags, _ = _OPEN.unpack_from(body)
+            none_yet = Kind.FIFO << KIND_SHIFT
+            self._under_way[unique] = Wanted(number, none_yet, 0, bool(flags & os.O_NONBLOCK))
+            handle = await self._fifos.open(number, read_name(body[_OPEN.size :]), flags)
+            if handle == HERE:
+                return 0, _OPENED.pack(0, FIFO_HERE, 0)
+            return 0, _OPENED.pack(handle, DIRECT_IO, 0)
+        handle, opens, _, _ = _RELEASE.unpack_from(body)
+        if handle:
+            self._forget_polled(handle)
+            await self._fifos.close(handle)
+        else:
+            self._fifos.end_pipe(number, read_name(body[_RELEASE.size :]), opens)
+        return 0, b""
+
+    def _remember_polled(self, handle: int, kernel_handle: int) -> None:
+        if kernel_handle not in (polled := self._polled.setdefault(handle, set())):
+            polled.add(kernel_handle)
+            (POLLED / str(kernel_handle)).touch()
+
+    def _forget_polled(self, handle: int) -> None:
+        for kernel_handle in self._polled.pop(handle, ()):
+            (POLLED / str(kernel_handle)).unlink(missing_ok=True)
+
+    def _owner_of(self, handle: int) -> Owner:
+        return self.owners[Kind.of(handle)]
+
     def _release(self, handle: int) -> tuple[int, bytes]:
-        assert self._owner
-        self._owner.release(handle)
+        self._forget_polled(handle)
+        self._owner_of(handle).release(handle)
         return 0, b""
 
     async def _transfer(
         self, operation: int, unique: int, thread: int, body: bytes
     ) -> tuple[int, bytes]:
-        assert self._owner
         handle, _, size, _, _, flags, _ = _IO.unpack_from(body)
         wanted = Wanted(unique & ~RESENT, handle, thread, bool(flags & os.O_NONBLOCK))
         self._under_way[unique] = wanted
         if operation == _Do.READ:
-            result = await self._owner.read(wanted, size)
+            result = await self._owner_of(handle).read(wanted, size)
             return result.value, result.data
-        result = await self._owner.write(wanted, body[_IO.size : _IO.size + size])
+        result = await self._owner_of(handle).write(wanted, body[_IO.size : _IO.size + size])
         return result.value, _PAIR.pack(max(0, result.value), 0)
 
     async def _poll(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
-        assert self._owner
         handle, kernel_handle, flags, events = _POLL.unpack_from(body)
         wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=True)
         self._under_way[unique] = wanted
-        notify = (lambda: self._notify(kernel_handle)) if flags & WATCHED else None
-        result = await self._owner.poll(wanted, events, notify)
+        notify = None
+        if flags & WATCHED:
+            self._remember_polled(handle, kernel_handle)
+            notify = functools.partial(self._notify, kernel_handle)
+        result = await self._owner_of(handle).poll(wanted, events, notify)
         return result.value, _PAIR.pack(max(0, result.value), 0)
 
     async def _open(self, number: int, thread: int) -> tuple[int, bytes]:
-        assert self._owner
         handle = self._opening.get(thread)
-        if handle is None:
-            handle = await self._owner.reopen(number, thread)
+        if handle is None and self._reopen:
+            handle = await self._reopen(number, thread)
         if handle is None:
             return -errno.ENXIO, b""
         return 0, _OPENED.pack(handle, DIRECT_IO, 0)
 
     async def _control(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
-        assert self._owner
         handle, _, command, argument, given, returned = _IOCTL.unpack_from(body)
         if command == WHOSE and Path(f"/proc/self/task/{thread}").exists():
             return self._tell_whose(handle, argument, returned)
@@ -360,7 +464,7 @@ class Device:
         wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=False)
         self._under_way[unique] = wanted
         data = body[_IOCTL.size : _IOCTL.size + given]
-        result = await self._owner.control(wanted, command, control, argument, data)
+        result = await self._owner_of(handle).control(wanted, command, control, argument, data)
         return result.value, _CONTROLLED.pack(result.value, 0, 0, 0) + result.data[:returned]
 
     def _tell_whose(self, handle: int, argument: int, returned: int) -> tuple[int, bytes]:

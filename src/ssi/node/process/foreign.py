@@ -23,6 +23,7 @@ from ssi.node.process.jobcontrol import list_group, list_people
 from ssi.node.process.listener import GO_ON, HeldCall, Judge, Verdict
 from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE, MAX_SIGNAL, Sending, send
+from ssi.node.processes import MAX_BEGUN, start_of
 
 REMEMBERED = 1000
 TAKEN: Message = {"result": 0, "error": 0, "node": 0}
@@ -100,11 +101,11 @@ class Foreign:
     async def ask_where(self, pid: int, name: str, body: Mapping[str, object]) -> Message:
         """Ask the node that knows where `pid` is; all, if that one is dead."""
         node = self._places.find(pid)
-        nodes = [node]
-        if not self._asking.is_alive(node):
-            nodes = sorted(self._cluster.known.view.alive) if self._cluster.known else []
+        if self._asking.is_alive(node):
+            with contextlib.suppress(NodeLost):
+                return await self._asking.ask(node, name, body)
         answer = NOBODY
-        for one in nodes:
+        for one in sorted(self._cluster.known.view.alive) if self._cluster.known else []:
             with contextlib.suppress(NodeLost):
                 answer = await self._asking.ask(one, name, body)
             if answer["error"] != errno.ESRCH:
@@ -128,6 +129,8 @@ class Foreign:
         async def pass_on(call: Call) -> Message:
             pid = wire.get_int(call.body, "pid", 1, MAX_PID)
             node = self._places.find(pid)
+            if self._is_another(call, pid):
+                return NOBODY
             if node != self._places.node and self._places.is_ghost(pid):
                 try:
                     there = await self._asking.ask(node, call.name, call.body)
@@ -142,9 +145,28 @@ class Foreign:
 
         return pass_on
 
+    def _is_another(self, call: Call, pid: int) -> bool:
+        """Tell whether the process that is meant has ended, and its PID is another's."""
+        begun = wire.get_int(call.body, "begun", 0, MAX_BEGUN) if "begun" in call.body else 0
+        if not begun or origin_of(pid) != self._places.node:
+            return False
+        with contextlib.suppress(OSError):
+            return start_of(pid) != begun
+        return True
+
     def is_here(self, call: HeldCall, pid: int) -> bool:
-        """Tell whether the kernel's own verdict is right: it is the caller, or runs here."""
-        return pid == read_caller(call.thread).pid or self._places.find(pid) == self._places.node
+        """Tell whether the kernel's own verdict is right: it is the caller, or runs here.
+
+        CRIU means what it restores here, though the process still runs where it comes from.
+        """
+        if self._places.find(pid) == self._places.node:
+            return True
+        # Only these have a PID of another node, and are processes of this one.
+        arriving = self._places.is_arriving(pid)
+        if (arriving or self._places.is_placeholder(pid)) and pid == read_caller(call.thread).pid:
+            return True
+        # A daemon that has just come knows nothing of what it restores.
+        return is_restorer(call.thread)
 
     # -- signals ---------------------------------------------------------------------------------
 
@@ -178,9 +200,12 @@ class Foreign:
         return await self.send(call, call.int_at(0), call.int_at(1), call.int_at(2), info)
 
     async def send(
-        self, call: HeldCall, pid: int, thread: int, number: int, info: bytes = b""
+        self, call: HeldCall, pid: int, thread: int, number: int, info: bytes = b"", begun: int = 0
     ) -> Verdict:
-        """Send a signal to a process, or one of its threads, wherever it is."""
+        """Send a signal to a process, or one of its threads, wherever it is.
+
+        It is only for one that began at `begun` by the clock of the node it comes from, if given.
+        """
         if pid < 0:
             return Verdict(error=errno.EINVAL if thread else errno.ESRCH)
         if self.is_here(call, pid):
@@ -190,7 +215,7 @@ class Foreign:
         if info and is_forged(info):
             return Verdict(error=errno.EPERM)
         sending = Sending(pid, thread, number, info, read_caller(call.thread))
-        return await self._ask(pid, "signal", self._render(call, sending))
+        return await self._ask(pid, "signal", {**self._render(call, sending), "begun": begun})
 
     def _render(self, call: HeldCall, sending: Sending) -> Message:
         return {
@@ -327,6 +352,16 @@ class Foreign:
             os.setpriority(os.PRIO_PROCESS, pid, nice)
 
         return _render(renice)
+
+
+def is_restorer(thread: int) -> bool:
+    """Tell whether a thread is CRIU's, and root's as that of a move is."""
+    try:
+        return os.readlink(f"/proc/{thread}/exe").endswith("/criu") and (
+            read_caller(thread).uids == (0, 0, 0)
+        )
+    except OSError:
+        return False
 
 
 def _read(answer: Message) -> Verdict:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import json
 import logging
 import os
 import secrets
 import signal
-import struct
-from collections.abc import Awaitable
+from collections.abc import Collection
 from pathlib import Path
+from typing import Protocol
 
 from ssi.common import wire
-from ssi.common.changes import Changes
-from ssi.common.errors import SsiError
+from ssi.common.errors import ProtocolError, SsiError
+from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
 from ssi.node.ics.answering import Call
@@ -30,59 +29,59 @@ from ssi.node.ics.ics import Ics
 from ssi.node.launcher import Launcher, Program
 from ssi.node.local import CallerGone, Output, Request
 from ssi.node.process.asking import Asking
-from ssi.node.process.caller import MAX_PID, MAX_UID
+from ssi.node.process.caller import MAX_PID, MAX_UID, read_caller
+from ssi.node.process.ghost import (
+    MAX_NUMBER,
+    PROGRAM,
+    Ghost,
+    Kind,
+    has_set_off,
+    is_process,
+    is_stopped,
+    wake,
+)
 from ssi.node.process.orders import (
-    OWN_SIGNAL,
     Order,
     Report,
     pack_order,
     parse_report,
     parse_signal,
 )
+from ssi.node.process.users import MAX_FD
+from ssi.node.processes import start_of
 from ssi.node.state.state import State
+from ssi.node.tasks import Tasks
+from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path("/run/ssi/ghosts")
-PROGRAM = "/usr/bin/onnode"
+CONTINUED = 0xFFFF
+"""The wait status of who goes on."""
+
 BACK_S = 30.0
 """A ghost that has not come back to a new daemon by then is not one any more."""
 
-MAX_NUMBER = 2**63
+STOPS_S = 5.0
+
+NODE_SHIFT = 52
 EIO = 5
-_QUEUEINFO = 129  # x86-64
-_INFO = struct.Struct("=iii4xIIi")
-INFO_SIZE = 128
 
 
-def start_of(pid: int) -> int:
-    """Return when process `pid` began, in ticks since boot: with the PID it names one process."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+class Kin(Protocol):
+    """Hears of what concerns parents and children on different nodes."""
 
+    def hear_child(self, ghost: Ghost, child: int, status: int) -> None:
+        """A child of a ghost's has ended, stopped or gone on."""
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Ghost:
-    """One of them."""
+    def hear_alone(self, ghost: Ghost) -> None:
+        """The last child of a ghost's has been reaped."""
 
-    id: str
-    pid: int
-    node: int
-    """Where its body is."""
-    begun: int
-    """When the process began, in ticks."""
-    output: Output | None = None
-    """To it; None while it is on its way to a new daemon."""
-    held: bool = False
-    """This node has been booted anew since: the descriptors are gone."""
-    over: bool = False
-    """The body has ended, and the ghost has been told; or it is dead itself."""
-    waiting: dict[int, tuple[bytes, asyncio.Future[tuple[int, bytes]]]] = dataclasses.field(
-        default_factory=dict
-    )
-    """Orders without an answer, by their numbers."""
-    words: asyncio.Queue[tuple[str, Message]] = dataclasses.field(default_factory=asyncio.Queue)
-    """What its body is to be told, in this order."""
-    changes: Changes = dataclasses.field(default_factory=Changes)
+    def hear_orphan(self, ghost: Ghost) -> None:
+        """The parent of a placeholder has ended."""
+
+    def hear_end(self, ghost: Ghost) -> None:
+        """A remnant or a placeholder has ended."""
 
 
 class Ghosts:
@@ -97,7 +96,8 @@ class Ghosts:
         self._folder = folder
         self._by_pid: dict[int, Ghost] = {}
         self._by_id: dict[str, Ghost] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self.kin: Kin | None = None
         self._take_over()
         cluster.on_change.append(self._look_for_losses)
         ics.serve("ghost-do", self._answer_do)
@@ -106,6 +106,9 @@ class Ghosts:
         ics.serve("ghost-close", self._answer_close)
         ics.serve("ghost-state", self._answer_state)
         ics.serve("ghost-end", self._answer_end)
+        ics.serve("ghost-moved", self._answer_moved)
+        ics.serve("ghost-where", self._answer_where)
+        ics.serve("ghost-hold", self._answer_hold)
 
     def find(self, pid: int) -> Ghost | None:
         """Return the ghost of that PID."""
@@ -123,22 +126,22 @@ class Ghosts:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for path in self._folder.iterdir():
             try:
-                saved = json.loads(path.read_text())
-                ghost = Ghost(
-                    wire.get_text(saved, "id"), int(path.name), wire.get_int(saved, "node", 1, 127),
-                    wire.get_int(saved, "begun", 0, MAX_NUMBER), held=wire.get_flag(saved, "held"),
-                )  # fmt: skip
+                ghost = Ghost.load(int(path.name), json.loads(path.read_text()))
             except (ValueError, SsiError):
                 path.unlink()
                 continue
             self._add(ghost)
-            self._spawn(self._expect(ghost))
+            self._tasks.spawn(self._expect(ghost))
 
     async def _expect(self, ghost: Ghost) -> None:
         """Wait until a ghost has come to this daemon, or take it for dead."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BACK_S if is_process(ghost) else 0):
-                await ghost.changes.wait_for(lambda: ghost.output is not None)
+        waits = True
+        while waits:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACK_S if is_process(ghost) else 0):
+                    await ghost.changes.wait_for(lambda: ghost.output is not None or ghost.over)
+            # One that is stopped, as its body is, comes when it goes on.
+            waits = ghost.output is None and not ghost.over and is_stopped(ghost.pid)
         if ghost.output is None:
             self._lose(ghost)
 
@@ -150,15 +153,83 @@ class Ghosts:
         if ghost:
             self._lose(ghost)
         ghost = Ghost(secrets.token_hex(8), pid, node, start_of(pid))
-        self._save(ghost)
+        self.save(ghost)
         self._add(ghost)
         return ghost
 
-    def _save(self, ghost: Ghost) -> None:
+    def adopt(
+        self, pid: int, key: str, node: int, *, kind: Kind = Kind.GHOST, parent: int = 0,
+        below: int = 0, keeps: bool = True,
+    ) -> Ghost:  # fmt: skip
+        """Return the ghost that process `pid` is about to become; its body is there already."""
+        if known := self._by_id.get(key):
+            return known
+        ghost = Ghost(key, pid, node, start_of(pid), adopted=True, kind=kind, parent=parent)
+        ghost.below = below
+        ghost.users.ended = not keeps
+        self.save(ghost)
+        self._add(ghost)
+        self._tasks.spawn(self._expect(ghost))
+        return ghost
+
+    def place(self, pid: int, node: int, parent: int) -> Ghost:
+        """Return the placeholder that is to be born here for a child on `node`."""
+        ghost = Ghost(
+            secrets.token_hex(8), pid, node, 0, adopted=True, kind=Kind.PLACEHOLDER,
+            parent=parent, below=node,
+        )  # fmt: skip
+        self.save(ghost)
+        self._add(ghost)
+        return ghost
+
+    def list_placeholders(self, parent: int) -> list[Ghost]:
+        """Return those that are children of process `parent`."""
+        return [
+            one for one in self._by_pid.values()
+            if one.kind == Kind.PLACEHOLDER and one.parent == parent
+        ]  # fmt: skip
+
+    async def send_home(self, ghost: Ghost, move: str) -> None:
+        """Have it become its body again, which comes with this move; raises OSError, SsiError."""
+        if is_stopped(ghost.pid):
+            wake(ghost.pid)
+        async with asyncio.timeout(BACK_S):
+            await ghost.changes.wait_for(lambda: ghost.output is not None or ghost.over)
+        if ghost.over or not ghost.output:
+            raise SsiError("its ghost has been killed")
+        if kept := set().union(*ghost.users.others.values()):
+            await self._send_and_keep(ghost, move, kept)
+            return
+        ghost.over = True
+        for _, result in ghost.waiting.values():
+            if not result.done():
+                result.set_result((-EIO, b""))
+        with contextlib.suppress(CallerGone):
+            await ghost.output.order(pack_order(Order.HOME, data=move.encode()))
+        self.forget(ghost)
+        ghost.changes.tell()
+        # It may have been told to stop just before, and hears nothing then.
+        await wait_until(lambda: has_set_off(ghost.pid), within_s=BACK_S)
+
+    async def _send_and_keep(self, ghost: Ghost, move: str, kept: Collection[int]) -> None:
+        """Do so, and leave somebody for those who use its descriptors on other nodes."""
+        ghost.users.ended = True
+        before = ghost.pid
+        words = f"{move}\0{','.join(map(str, sorted(kept)))}"
+        await self.order(ghost, pack_order(Order.HOME, size=1, data=words.encode()))
+        async with asyncio.timeout(BACK_S):
+            await ghost.changes.wait_for(lambda: ghost.pid != before or ghost.over)
+        await wait_until(lambda: has_set_off(before), within_s=BACK_S)
+
+    def disown(self, pid: int) -> None:
+        """It did not become one."""
+        self.forget(self._by_pid[pid])
+
+    def save(self, ghost: Ghost) -> None:
+        """Have the next daemon know it as it is now."""
         path = self._folder / str(ghost.pid)
         fresh = path.with_suffix(".partial")
-        fields = {name: getattr(ghost, name) for name in ("id", "node", "begun", "held")}
-        fresh.write_text(json.dumps(fields))
+        fresh.write_bytes(wire.encode(ghost.dump()))
         fresh.rename(path)
 
     async def hold(self, node: int) -> None:
@@ -170,10 +241,19 @@ class Ghosts:
             return
         for one in wire.get_objects(answer, "bodies"):
             pid, uid = wire.get_int(one, "pid", 1, MAX_PID), wire.get_int(one, "uid", 0, MAX_UID)
-            ghost = Ghost(wire.get_text(one, "id"), pid, node, 0, held=True)
-            if ghost.id not in self._by_id:
-                self._add(ghost)
-                await self._start_held(ghost, uid)
+            await self._hold_one(Ghost(wire.get_text(one, "id"), pid, node, 0, held=True), uid)
+
+    async def _hold_one(self, ghost: Ghost, uid: int) -> None:
+        if ghost.id not in self._by_id and ghost.pid not in self._by_pid:
+            self._add(ghost)
+            await self._start_held(ghost, uid)
+
+    async def _answer_hold(self, call: Call) -> Message:
+        """Have a ghost for a process that was saved, and is about to go on on another node."""
+        pid, key = wire.get_int(call.body, "pid", 1, MAX_PID), wire.get_text(call.body, "id")
+        uid = wire.get_int(call.body, "uid", 0, MAX_UID)
+        await self._hold_one(Ghost(key, pid, call.node, 0, held=True), uid)
+        return {"held": key in self._by_id}
 
     async def _start_held(self, ghost: Ghost, uid: int) -> None:
         program = Program([PROGRAM, str(ghost.node), "its-command"], {}, pid=ghost.pid, uid=uid)
@@ -184,8 +264,8 @@ class Ghosts:
             logger.error("%d is a process of node%d, and here: %s", ghost.pid, ghost.node, error)
             self.forget(ghost)
             return
-        self._save(ghost)
-        self._spawn(self._forget_held(f"ghost.{ghost.id}"))
+        self.save(ghost)
+        self._tasks.spawn(self._forget_held(f"ghost.{ghost.id}"))
 
     async def _forget_held(self, key: str) -> None:
         await self._launcher.wait(key)
@@ -196,6 +276,9 @@ class Ghosts:
 
     async def attend(self, ghost: Ghost, request: Request, output: Output) -> None:
         """Hear what a ghost reports, until it has ended."""
+        if not ghost.begun:
+            ghost.begun = start_of(ghost.pid)
+            self.save(ghost)
         ghost.output = output
         telling = asyncio.create_task(self._tell_words(ghost))
         try:
@@ -204,7 +287,7 @@ class Ghosts:
             await output.order(pack_order(Order.STARTED))
             ghost.changes.tell()
             while not ghost.over:
-                await self._take_report(ghost, await request.inbox.receive_report())
+                await self._take_report(ghost, await request.inbox.receive_report(), request.uid)
         finally:
             telling.cancel()
             self._lose(ghost)
@@ -215,27 +298,33 @@ class Ghosts:
 
     def forget(self, ghost: Ghost) -> None:
         """It is none: its command has not been started."""
-        self._by_pid.pop(ghost.pid, None)
         self._by_id.pop(ghost.id, None)
-        (self._folder / str(ghost.pid)).unlink(missing_ok=True)
+        # It may have a successor by now.
+        if self._by_pid.get(ghost.pid) is ghost:
+            del self._by_pid[ghost.pid]
+            (self._folder / str(ghost.pid)).unlink(missing_ok=True)
 
     def _lose(self, ghost: Ghost) -> None:
         """The process has ended, unless with its body then by a kill: so ends the body."""
         if self._by_id.get(ghost.id) is not ghost:
             return
+        if ghost.kind == Kind.PLACEHOLDER:
+            # Its parent may go elsewhere before it has heard of this.
+            ghost.over = True
+            if self.kin:
+                self.kin.hear_end(ghost)
+            return
         self.forget(ghost)
         for _, result in ghost.waiting.values():
             if not result.done():
                 result.set_result((-EIO, b""))
-        if not ghost.over:
-            self._spawn(self._tell_body(ghost, "body-kill", {}))
+        if ghost.kind == Kind.REMNANT:
+            if self.kin:
+                self.kin.hear_end(ghost)
+        elif not ghost.over:
+            self._tasks.spawn(self._tell_body(ghost, "body-kill", {}))
         ghost.over = True
         ghost.changes.tell()
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _tell_body(self, ghost: Ghost, name: str, body: Message) -> None:
         with contextlib.suppress(SsiError):
@@ -243,25 +332,32 @@ class Ghosts:
 
     def _look_for_losses(self, _: State, now: State) -> None:
         for ghost in list(self._by_pid.values()):
-            if ghost.node not in now.view.alive and not ghost.over:
-                self._spawn(self._end_with_node(ghost))
+            for node in set(ghost.users.others) - now.view.alive:
+                self._tasks.spawn(self._close(ghost, ghost.users.lose(node)))
+            if (ghost.below or ghost.node) not in now.view.alive and not ghost.over:
+                self._tasks.spawn(self._end_with_node(ghost))
 
     async def _end_with_node(self, ghost: Ghost) -> None:
         await ghost.changes.wait_for(lambda: ghost.output is not None or ghost.over)
         if not ghost.over and ghost.output:
-            with contextlib.suppress(CallerGone):
-                await ghost.output.error(f"onnode: node{ghost.node} was lost\r\n")
-            await self._order(ghost, pack_order(Order.STATE, value=signal.SIGKILL))
+            if ghost.kind == Kind.GHOST:
+                with contextlib.suppress(CallerGone):
+                    await ghost.output.error(f"onnode: node{ghost.node} was lost\r\n")
+            await self.order(ghost, pack_order(Order.STATE, value=signal.SIGKILL))
             ghost.over = True
 
     # -- what a ghost says -----------------------------------------------------------------------
 
-    async def _take_report(self, ghost: Ghost, report: bytes) -> None:
+    async def _take_report(self, ghost: Ghost, report: bytes, uid: int) -> None:
         kind, number, result, data = parse_report(report)
         if kind == Report.RESULT and number in ghost.waiting:
             _, future = ghost.waiting.pop(number)
             if not future.done():
                 future.set_result((result, data))
+        elif kind == Report.KEEPER:
+            self._pass_to(ghost, result, uid)
+        elif kind in {Report.CHILD, Report.ALONE} or ghost.kind != Kind.GHOST:
+            self._hear_kin(ghost, kind, number, result)
         elif kind == Report.SIGNAL:
             got = parse_signal(data)
             once = secrets.token_hex(8)
@@ -269,23 +365,56 @@ class Ghosts:
         elif kind == Report.ORPHAN:
             ghost.words.put_nowait(("body-orphan", {}))
 
+    def _hear_kin(self, ghost: Ghost, kind: int, number: int, result: int) -> None:
+        if self.kin is None:
+            return
+        if kind == Report.CHILD and ghost.adopted:
+            if 0 < number <= MAX_PID and 0 <= result <= CONTINUED:
+                self.kin.hear_child(ghost, number, result)
+        elif kind == Report.ALONE:
+            self.kin.hear_alone(ghost)
+        elif kind == Report.ORPHAN and ghost.kind == Kind.PLACEHOLDER:
+            self.kin.hear_orphan(ghost)
+
+    def _pass_to(self, ghost: Ghost, pid: int, uid: int) -> None:
+        """Its fork `pid` is the ghost from now on, if it is `uid`'s, who says so."""
+        try:
+            begun = start_of(pid)
+            if pid in self._by_pid or read_caller(pid).uids[1] != uid:
+                raise ProtocolError(f"{pid} as the keeper of {ghost.pid}")
+        except (OSError, ValueError, IndexError):
+            return  # it has just ended
+        del self._by_pid[ghost.pid]
+        (self._folder / str(ghost.pid)).rename(self._folder / str(pid))
+        ghost.pid, ghost.begun = pid, begun
+        self._by_pid[pid] = ghost
+        self.save(ghost)
+        ghost.changes.tell()
+
     # -- what bodies want ------------------------------------------------------------------------
 
-    async def _order(self, ghost: Ghost, packed: bytes) -> None:
+    async def order(self, ghost: Ghost, packed: bytes) -> None:
+        """Order it, as soon as it is there; one that has ended hears nothing."""
         await ghost.changes.wait_for(lambda: ghost.output is not None or ghost.over)
         if ghost.output and not ghost.over:
             with contextlib.suppress(CallerGone):
                 await ghost.output.order(packed)
 
     def _ghost_of(self, call: Call) -> Ghost | None:
+        """Return the ghost, if the asking node has its body."""
         ghost = self._by_id.get(wire.get_text(call.body, "id"))
         return ghost if ghost and ghost.node == call.node else None
 
+    def _used_by(self, call: Call) -> Ghost | None:
+        """Return the ghost, if the asking node has processes that use its descriptors."""
+        ghost = self._by_id.get(wire.get_text(call.body, "id"))
+        return ghost if ghost and call.node in {ghost.node, *ghost.users.others} else None
+
     async def _answer_do(self, call: Call) -> Message:
-        ghost = self._ghost_of(call)
-        number = wire.get_int(call.body, "number", 1, MAX_NUMBER)
+        ghost = self._used_by(call)
+        number = _number_of(call)
         packed = pack_order(
-            Order(wire.get_int(call.body, "order", Order.READ, Order.TERMINAL)), number=number,
+            Order(wire.get_int(call.body, "order", Order.READ, Order.SHUTDOWN)), number=number,
             fd=wire.get_int(call.body, "fd", 0, 2**20),
             value=wire.get_int(call.body, "value", 0, 2**32 - 1),
             size=wire.get_int(call.body, "size", 0, 2**32 - 1),
@@ -304,61 +433,100 @@ class Ghosts:
         return {"result": result, "data": wire.put_bytes(data)}
 
     async def _answer_cancel(self, call: Call) -> Message:
-        if ghost := self._ghost_of(call):
-            number = wire.get_int(call.body, "number", 1, MAX_NUMBER)
-            await self._order(ghost, pack_order(Order.CANCEL, number=number))
+        if ghost := self._used_by(call):
+            await self.order(ghost, pack_order(Order.CANCEL, number=_number_of(call)))
         return {}
 
     async def _answer_done(self, call: Call) -> Message:
-        if ghost := self._ghost_of(call):
-            number = wire.get_int(call.body, "number", 1, MAX_NUMBER)
-            await self._order(ghost, pack_order(Order.DONE, number=number))
+        if ghost := self._used_by(call):
+            await self.order(ghost, pack_order(Order.DONE, number=_number_of(call)))
         return {}
 
     async def _answer_close(self, call: Call) -> Message:
-        if ghost := self._ghost_of(call):
-            fd = wire.get_int(call.body, "fd", 0, 2**20)
-            await self._order(ghost, pack_order(Order.CLOSE, fd=fd))
+        fd = wire.get_int(call.body, "fd", 0, MAX_FD)
+        if ghost := self._used_by(call):
+            unused = [fd] if ghost.users.close(call.node, fd) else []
+            await self._close(ghost, unused)
         return {}
+
+    async def _close(self, ghost: Ghost, fds: Collection[int]) -> None:
+        """Close what nobody uses any more, and end one of which nobody uses anything."""
+        for fd in fds:
+            await self.order(ghost, pack_order(Order.CLOSE, fd=fd))
+        if ghost.users.gone and ghost.kind == Kind.REMNANT:
+            # It may still be a parent: it says if it is not.
+            self.save(ghost)
+            await self.order(ghost, pack_order(Order.REAP))
+        elif ghost.users.gone and ghost.kind == Kind.GHOST and not ghost.over:
+            await self.order(ghost, pack_order(Order.STATE))
+            ghost.over = True
+        elif not ghost.over:
+            self.save(ghost)
 
     async def _answer_state(self, call: Call) -> Message:
         ghost = self._ghost_of(call)
         if ghost is None:
             return {}
-        status = wire.get_int(call.body, "status", 0, 0xFFFF)
+        status = wire.get_int(call.body, "status", 0, CONTINUED)
         others = wire.get_flag(call.body, "others")
+        final = not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status)
         for one in wire.get_objects(call.body, "offsets"):
             fd, offset = wire.get_int(one, "fd", 0, 2**20), wire.get_int(one, "offset", 0, 2**63)
-            await self._order(ghost, pack_order(Order.SEEK, fd=fd, number=offset))
+            await self.order(ghost, pack_order(Order.SEEK, fd=fd, number=offset))
+        await self.set_state(ghost, status, others=final and (others or bool(ghost.users.others)))
+        if final:
+            # Not before: who closes the last one would have it end in another way.
+            ghost.users.ended = not others
+            await self._close(ghost, [])
+        return {}
+
+    async def set_state(self, ghost: Ghost, status: int, *, others: bool = False) -> None:
+        """Have it stop, go on or end; `others` if its descriptors are still used."""
         if os.WIFCONTINUED(status):
+            if ghost.stops:
+                # Not before it has done as it was told.
+                await wait_until(lambda: is_stopped(ghost.pid), within_s=STOPS_S)
+            ghost.stops = False
             wake(ghost.pid)
-            return {}
-        await self._order(ghost, pack_order(Order.STATE, value=status, size=int(others)))
+            return
+        if os.WIFSTOPPED(status):
+            if ghost.stops or is_stopped(ghost.pid):
+                return  # it was when its body moved; two orders would stop it twice
+            ghost.stops = True
+        await self.order(ghost, pack_order(Order.STATE, value=status, size=int(others)))
         if not os.WIFSTOPPED(status):
             ghost.over = not others
             # It may have stopped with a body that was killed while it was stopped.
             wake(ghost.pid)
-        return {}
+
+    async def _answer_moved(self, call: Call) -> Message:
+        """The body is about to go on elsewhere, unless the ghost has been killed meanwhile."""
+        ghost = self._by_id.get(wire.get_text(call.body, "id"))
+        node = wire.get_int(call.body, "node", 1, MAX_NODE)
+        if ghost is None or ghost.over or ghost.node not in {call.node, node}:
+            return {"moved": False}
+        if not self._asking.is_alive(node):
+            return {"moved": False}
+        opened = wire.get_ints(call.body, "fds", 0, MAX_FD)
+        ghost.users.move(ghost.node, node, opened)
+        ghost.users.ended = ghost.users.ended and ghost.kind != Kind.GHOST
+        ghost.node = node
+        self.save(ghost)
+        return {"moved": True}
+
+    async def _answer_where(self, call: Call) -> Message:
+        """Tell where a ghost's body is; 0 if there is no such ghost."""
+        ghost = self._by_id.get(wire.get_text(call.body, "id"))
+        return {"node": ghost.node if ghost and not ghost.over else 0}
 
     async def _answer_end(self, call: Call) -> Message:
         """Nobody on the body's node uses its descriptors any more."""
         if ghost := self._ghost_of(call):
-            await self._order(ghost, pack_order(Order.STATE))
-            ghost.over = True
+            ghost.users.ended = True
+            await self._close(ghost, [])
         return {}
 
 
-def is_process(ghost: Ghost) -> bool:
-    """Tell whether the process that became this ghost is there."""
-    try:
-        return start_of(ghost.pid) == ghost.begun
-    except (OSError, ValueError, IndexError):
-        return False
-
-
-def wake(pid: int) -> None:
-    """Continue a ghost that has stopped with its body; not a word for the body."""
-    info = _INFO.pack(signal.SIGCONT, 0, -1, os.getpid(), 0, OWN_SIGNAL).ljust(INFO_SIZE, b"\0")
-    ctypes.CDLL(None).syscall(
-        ctypes.c_long(_QUEUEINFO), ctypes.c_long(pid), ctypes.c_long(signal.SIGCONT), info
-    )
+def _number_of(call: Call) -> int:
+    """Return the number of an order, as no other node has it."""
+    return wire.get_int(call.body, "number", 1, MAX_NUMBER) ^ call.node << NODE_SHIFT

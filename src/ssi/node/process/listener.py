@@ -223,7 +223,8 @@ class Listener:
             # Gone, or it has no room for one.
             return error.errno or errno.EMFILE
         finally:
-            os.close(fd)
+            # By a thread: if it has gone nowhere, this is the last close of a device of ours.
+            asyncio.get_running_loop().run_in_executor(None, os.close, fd)
         return 0
 
     def _write(self, call: HeldCall, verdict: Verdict) -> int:

@@ -28,7 +28,7 @@ FROM_KERNEL = 128  # SI_KERNEL
 
 
 class Order(enum.IntEnum):
-    """Kinds of orders. Up to TERMINAL they are answered by a result."""
+    """Kinds of orders. Up to SHUTDOWN they are answered by a result."""
 
     READ = 1
     WRITE = 2
@@ -36,13 +36,16 @@ class Order(enum.IntEnum):
     IOCTL_VALUE = 4
     WATCH = 5
     TERMINAL = 6
-    CANCEL = 7
-    DONE = 8
-    CLOSE = 9
-    STATE = 10
-    STARTED = 11
-    HERE = 12
-    SEEK = 13
+    SHUTDOWN = 7
+    CANCEL = 8
+    DONE = 9
+    CLOSE = 10
+    STATE = 11
+    STARTED = 12
+    HERE = 13
+    SEEK = 14
+    HOME = 15
+    REAP = 16
 
 
 class Flag(enum.IntFlag):
@@ -59,6 +62,9 @@ class Report(enum.IntEnum):
     RESULT = 2
     SIGNAL = 3
     ORPHAN = 4
+    KEEPER = 5
+    CHILD = 6
+    ALONE = 7
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class Hello:
     ignored: int
     """Signals: bit n-1 for signal n."""
     death_signal: int
+    keeps: bool = False
+    """Its body has ended: it is there for descriptors that others use."""
 
 
 def pack_order(
@@ -91,10 +99,10 @@ def parse_hello(data: bytes) -> Hello:
     """Return the hello in a report's data, or raise ProtocolError."""
     if len(data) != _HELLO.size:
         raise ProtocolError(f"a hello of {len(data)} bytes")
-    blocked, ignored, death_signal, _ = _HELLO.unpack(data)
+    blocked, ignored, death_signal, keeps = _HELLO.unpack(data)
     if death_signal > 64:
         raise ProtocolError(f"signal {death_signal}")
-    return Hello(blocked, ignored, death_signal)
+    return Hello(blocked, ignored, death_signal, bool(keeps))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

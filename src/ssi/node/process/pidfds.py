@@ -1,6 +1,7 @@
-"""Descriptors of processes on other nodes: here they are of a stand-in, which ends as the process.
+"""Descriptors of processes on other nodes: here they are of the remote device.
 
-The kernel's own poll, waitid and close work on them. A signal sent by one goes to the process.
+Each is readable once its process has ended, and a signal sent by it goes to the process. The handle
+says all there is to know, so nothing has to be kept: the kernel keeps the handle.
 """
 
 from __future__ import annotations
@@ -9,27 +10,24 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ssi.common import wire
-from ssi.common.errors import NodeLost, SsiError
+from ssi.common.errors import NodeLost
 from ssi.common.wire import Message
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
-from ssi.node.pids import origin_of
 from ssi.node.process.asking import FOREVER_S, Asking
-from ssi.node.process.caller import MAX_PID, read_memory
+from ssi.node.process.caller import MAX_PID, read_caller, read_memory
+from ssi.node.process.device import KIND_SHIFT, PATH, Control, Device, Kind, Result, Wanted
 from ssi.node.process.foreign import Foreign, is_forged
 from ssi.node.process.listener import GO_ON, HeldCall, Verdict
 from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE
-from ssi.node.process.standins import StandIns
-
-FOLDER = Path("/run/ssi/pidfds")
-AGAIN_S = 0.2
+from ssi.node.processes import MAX_BEGUN, start_of
 
 # x86-64
 OPEN, SEND_SIGNAL = 434, 424
@@ -37,39 +35,29 @@ OPEN, SEND_SIGNAL = 434, 424
 NONBLOCK = os.O_NONBLOCK
 """The only flag of pidfd_open: one of a thread alone (PIDFD_THREAD) cannot be had."""
 
+PID_BITS = 22
+
 
 class Pidfds:
-    """All of this node that are of processes elsewhere: one stand-in for each process."""
+    """The owner of their handles: PID and beginning name one process for ever."""
 
     def __init__(
-        self, foreign: Foreign, asking: Asking, places: Places, stand_ins: StandIns, ics: Ics,
-        folder: Path = FOLDER,
-    ) -> None:  # fmt: skip
+        self, foreign: Foreign, asking: Asking, places: Places, device: Device, ics: Ics
+    ) -> None:
         self._foreign = foreign
         self._asking = asking
         self._places = places
-        self._stand_ins = stand_ins
-        self._folder = folder
-        self._held: set[int] = set()
-        self._watched: dict[int, set[int]] = {}
-        """Whose end each node is to tell."""
-        self._more: dict[int, asyncio.Event] = {}
-        self._ready = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._device = device
+        self._watched: dict[int, asyncio.Task[None]] = {}
+        """What waits for the end of a process that somebody polls, by the handle."""
+        self._polled: dict[int, list[Callable[[], None]]] = {}
+        self._ended: set[int] = set()
+        """Handles of processes that have ended."""
         foreign.judges[OPEN] = self._open
         foreign.judges[SEND_SIGNAL] = self._send_signal
+        device.owners[Kind.PROCESS] = self
+        ics.serve("begun", self._answer_begun)
         ics.serve("wait-exit", self._answer_wait_exit)
-
-    async def take_over(self) -> None:
-        """Hold what the daemon before this one held, whose stand-ins have been found."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for path in self._folder.iterdir():
-            pid = int(path.name)
-            if self._stand_ins.find(pid):
-                await self._hold(pid)
-            else:
-                path.unlink()
-        self._ready.set()
 
     # -- the calls -------------------------------------------------------------------------------
 
@@ -77,21 +65,17 @@ class Pidfds:
         pid, flags = call.int_at(0), call.int_at(1)
         if pid < 0 or flags & ~NONBLOCK or self._foreign.is_here(call, pid):
             return GO_ON
-        answer = await self._foreign.ask_where(pid, "about", {"pid": pid, "what": "leads"})
+        answer = await self._foreign.ask_where(pid, "begun", {"pid": pid})
         if refused := wire.get_int(answer, "error", 0, 4095):
             return Verdict(error=refused)
-        await self._ready.wait()
-        try:
-            await self._hold(pid)
-        except SsiError as error:
-            raise OSError(errno.EAGAIN, str(error)) from error
-        return Verdict(fd=os.pidfd_open(pid, flags))
+        begun = wire.get_int(answer, "result", 0, MAX_BEGUN)
+        handle = Kind.PROCESS << KIND_SHIFT | begun << PID_BITS | pid
+        return Verdict(fd=await self._device.open(handle, os.O_RDWR | flags))
 
     async def _send_signal(self, call: HeldCall) -> Verdict:
         fd, number, address = call.int_at(0), call.int_at(1), call.arguments[2]
-        pid = _pid_of(call.thread, fd)
-        is_ghost = self._places.is_ghost(pid)
-        if not self._places.is_placeholder(pid) or (is_ghost and number != signal.SIGSTOP):
+        pid, begun = await self._find(call.thread, fd, number)
+        if not pid:
             return GO_ON
         if call.int_at(3):
             return Verdict(error=errno.EINVAL)
@@ -100,113 +84,129 @@ class Pidfds:
             return Verdict(error=errno.EINVAL)
         if info and is_forged(info):
             return Verdict(error=errno.EPERM)
-        return await self._foreign.send(call, pid, 0, number, info)
+        return await self._foreign.send(call, pid, 0, number, info, begun)
 
-    # -- stand-ins -------------------------------------------------------------------------------
+    async def _find(self, thread: int, fd: int, number: int) -> tuple[int, int]:
+        """Return process and beginning that a descriptor is of; zeroes if the kernel can send.
 
-    async def _hold(self, pid: int) -> None:
-        """Have a stand-in until the process has ended; raises OSError, SsiError."""
-        if pid in self._held and pid in self._stand_ins:
-            return
-        (self._folder / str(pid)).touch()
-        await self._stand_ins.hold(self, pid)
-        self._held.add(pid)
-        self._watch(pid, origin_of(pid))
+        A ghost hears all signals but SIGSTOP.
+        """
+        if _is_device(thread, fd):
+            handle = await self._device.find_handle(read_caller(thread).pid, fd)
+            return _unpack(handle) if Kind.of(handle) == Kind.PROCESS else (0, 0)
+        if number == signal.SIGSTOP and self._places.is_ghost(pid := _pid_of(thread, fd)):
+            return pid, 0
+        return 0, 0
 
-    async def _release(self, pid: int) -> None:
-        """The process has ended. What it was the parent of here is told by others."""
-        self._held.discard(pid)
-        (self._folder / str(pid)).unlink(missing_ok=True)
-        await self._stand_ins.release(self, pid)
+    # -- what is done to a descriptor --------------------------------------------------------------
 
-    def _watch(self, pid: int, node: int) -> None:
-        """Be told by `node` when the process has ended."""
-        if node in self._watched:
-            self._watched[node].add(pid)
-            self._more[node].set()
-        else:
-            self._watched[node] = {pid}
-            self._more[node] = asyncio.Event()
-            self._spawn(self._wait_for_ends(node))
+    async def read(self, wanted: Wanted, size: int) -> Result:
+        """Nothing is there to be read."""
+        del wanted, size
+        return Result(-errno.EINVAL)
 
-    async def _wait_for_ends(self, node: int) -> None:
-        """Release the stand-ins of those on `node` that end. One question asks for all of them."""
-        try:
-            while pids := self._watched[node]:
-                self._more[node].clear()
-                for pid in await self._ask_ends(node, sorted(pids)):
-                    pids.discard(pid)
-                    self._spawn(self._release(pid))
-        except NodeLost:
-            # A process may have come from there and be on another node.
-            for pid in self._watched[node]:
-                self._spawn(self._look_for(pid))
-        finally:
-            del self._watched[node], self._more[node]
+    async def write(self, wanted: Wanted, data: bytes) -> Result:
+        """Nor can anything be written."""
+        del wanted, data
+        return Result(-errno.EINVAL)
 
-    async def _ask_ends(self, node: int, pids: list[int]) -> list[int]:
-        """Return which have ended; none if there are more to ask for. Raises NodeLost."""
-        question = self._asking.ask(node, "wait-exit", {"pids": pids}, within_s=FOREVER_S)
-        asking = asyncio.ensure_future(question)
-        more = asyncio.ensure_future(self._more[node].wait())
-        try:
-            await asyncio.wait({asking, more}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                return []
-            return wire.get_ints(asking.result(), "ended", 1, MAX_PID)
-        finally:
-            asking.cancel()
-            more.cancel()
+    async def control(
+        self, wanted: Wanted, command: int, control: Control, argument: int, data: bytes
+    ) -> Result:
+        """It is no terminal."""
+        del wanted, command, control, argument, data
+        return Result(-errno.ENOTTY)
 
-    async def _look_for(self, pid: int) -> None:
-        """Its node is dead: watch it where it is, or take it for dead as well."""
-        node = await self._foreign.find(pid)
-        if node in {None, origin_of(pid), self._places.node}:
-            await self._release(pid)
-        else:
-            assert node
-            self._watch(pid, node)
+    async def poll(self, wanted: Wanted, events: int, notify: Callable[[], None] | None) -> Result:
+        """Return whether the process has ended."""
+        handle = wanted.handle
+        if handle in self._ended:
+            return Result(events & (select.POLLIN | select.POLLRDNORM))
+        if handle not in self._watched:
+            self._watched[handle] = asyncio.create_task(self._watch(handle))
+        if notify:
+            self._polled.setdefault(handle, []).append(notify)
+        return Result(0)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def cancel(self, wanted: Wanted) -> None:
+        """Nothing takes long."""
+
+    def release(self, handle: int) -> None:
+        """Wait for its end no longer: who else has one of the same process asks again."""
+        self._ended.discard(handle)
+        for notify in self._polled.pop(handle, []):
+            notify()
+        if task := self._watched.pop(handle, None):
+            task.cancel()
+
+    async def _watch(self, handle: int) -> None:
+        """Wait until the process has ended, and tell those who poll."""
+        pid, begun = _unpack(handle)
+        node: int | None = self._places.find(pid)
+        while node:
+            try:
+                words = {"pid": pid, "begun": begun}
+                await self._asking.ask(node, "wait-exit", words, within_s=FOREVER_S)
+                break
+            except NodeLost:
+                # It may have come from there and be on another node.
+                node, begun = await self._foreign.find(pid), 0
+        self._ended.add(handle)
+        self._watched.pop(handle, None)
+        for notify in self._polled.pop(handle, []):
+            notify()
 
     # -- what others ask -------------------------------------------------------------------------
 
+    async def _answer_begun(self, call: Call) -> Message:
+        """Tell when a process began, by this node's clock; a ghost is as good as its body."""
+        pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+        try:
+            if not self._stands_for_itself(pid):
+                return {"result": 0, "error": errno.ESRCH}
+            if read_caller(pid).pid != pid:
+                return {"result": 0, "error": errno.EINVAL}
+            return {"result": start_of(pid), "error": 0}
+        except OSError:
+            return {"result": 0, "error": errno.ESRCH}
+
     async def _answer_wait_exit(self, call: Call) -> Message:
-        """Answer as soon as one has ended. Of a ghost it is the same as of its body."""
-        pids = wire.get_ints(call.body, "pids", 1, MAX_PID)
-        ended: list[int] = []
-        some = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+        begun = wire.get_int(call.body, "begun", 0, MAX_BEGUN)
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            fd = os.pidfd_open(pid)
+            try:
+                if self._stands_for_itself(pid) and begun in {0, start_of(pid)}:
+                    await wait_readable(fd)
+            finally:
+                os.close(fd)
+        return {}
 
-        def end(pid: int) -> None:
-            ended.append(pid)
-            loop.remove_reader(fds[pid])
-            some.set()
-
-        with contextlib.ExitStack() as opened:
-            fds: dict[int, int] = {}
-            for pid in set(pids):
-                fd = -1 if pid in self._stand_ins else _open_pidfd(pid)
-                if fd < 0:
-                    ended.append(pid)
-                    some.set()
-                    continue
-                fds[pid] = fd
-                opened.callback(os.close, fd)
-                opened.callback(loop.remove_reader, fd)
-                loop.add_reader(fd, end, pid)
-            await some.wait()
-        return {"ended": ended}
+    def _stands_for_itself(self, pid: int) -> bool:
+        return self._places.is_ghost(pid) or not self._places.is_placeholder(pid)
 
 
-def _open_pidfd(pid: int) -> int:
+async def wait_readable(fd: int) -> None:
+    """Wait until there is something to be read: of a process's descriptor, its end."""
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ready.set)
     try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+def _unpack(handle: int) -> tuple[int, int]:
+    """Return PID and beginning."""
+    return handle & ((1 << PID_BITS) - 1), handle >> PID_BITS & MAX_BEGUN
+
+
+def _is_device(thread: int, fd: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{thread}/fd/{fd}") == PATH
+    except OSError:
+        return False
 
 
 def _pid_of(thread: int, fd: int) -> int:

@@ -6,7 +6,6 @@ not know. There the terminal stays with the body's group, and who has it is deci
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -14,7 +13,7 @@ import os
 import re
 import signal
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,13 @@ from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
 from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.caller import read_caller, read_memory
-from ssi.node.process.device import Control, Device, Result, Wanted
+from ssi.node.process.device import Control, Device, Kind, Result, Wanted
 from ssi.node.process.jobcontrol import has_members, refuses, stop_for
 from ssi.node.process.orders import BACKGROUND, Flag, Order
+from ssi.node.process.remembered import Remembered
 from ssi.node.process.signals import deliver_to_thread
 from ssi.node.process.standins import StandIns
+from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ class RemoteFiles:
         self._asking = asking
         self._bodies = bodies
         self._device = device
+        self._remembered = Remembered(asking, "ghost-done")
+        device.owners[Kind.FILE] = self
+        device.on_answered.append(self._remembered.settle)
         self._stand_ins = stand_ins
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def _do(self, wanted: Wanted, order: Order, **fields: object) -> Result:
         """Have the ghost do something; raises OSError when none is left."""
@@ -86,9 +90,10 @@ class RemoteFiles:
         home = body.home
         try:
             answer = await self._asking.ask(home, "ghost-do", words, within_s=FOREVER_S)
-            await self._asking.tell(home, "ghost-done", {"id": body.id, "number": wanted.number})
         except NodeLost as error:
             raise OSError(errno.EIO, str(error)) from error
+        done = {"id": body.id, "number": wanted.number}
+        self._remembered.add(wanted.number & ~AGAIN, home, done)
         return Result(wire.get_int(answer, "result", -4095, 2**31), wire.get_bytes(answer, "data"))
 
     async def _do_in_turn(
@@ -167,7 +172,7 @@ class RemoteFiles:
         """Return which events there are."""
         result = await self._do(wanted, Order.WATCH, value=events)
         if result.value == 0 and notify:
-            self._spawn(self._await_events(wanted, events, notify))
+            self._tasks.spawn(self._await_events(wanted, events, notify))
         return result
 
     async def _await_events(self, wanted: Wanted, events: int, notify: Callable[[], None]) -> None:
@@ -175,11 +180,7 @@ class RemoteFiles:
         with contextlib.suppress(OSError):
             await self._do(later, Order.WATCH, value=events)
         notify()
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._remembered.settle(later.number)
 
     async def cancel(self, wanted: Wanted) -> None:
         """Have a request that is under way end soon."""

@@ -14,13 +14,13 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 from ssi.common.errors import SsiError
 from ssi.node.launcher import LEADS, STAYS, Launcher, Program
 from ssi.node.pids import any_pid, origin_of
+from ssi.node.process.jobcontrol import list_group, session_of
+from ssi.node.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class StandIn:
         self.pid = pid
         self.client = client
         self.users: set[object] = set()
-        """Bodies born below it, stand-ins forked from it, and who has descriptors of it."""
+        """Bodies born below it, and stand-ins forked from it."""
         self.above = above
         self.ending: asyncio.TimerHandle | None = None
 
@@ -53,7 +53,7 @@ class StandIns:
         self.visitors = launcher
         """The parent of who has no stand-in for one."""
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def __contains__(self, pid: object) -> bool:
         return pid in self._all or pid == self._visitors_pid
@@ -105,10 +105,6 @@ class StandIns:
         for one in self._all.values():
             self._consider(one)
 
-    def is_idle(self, pid: int) -> bool:
-        """Tell whether there is one of that PID which nobody uses."""
-        return pid in self._all and not self._all[pid].users
-
     def find(self, pid: int) -> StandIn | None:
         """Return the one of that PID."""
         return self._all.get(pid)
@@ -122,7 +118,7 @@ class StandIns:
         async with self._lock:
             try:
                 one = await self._find_parent(parent, session)
-                if one and group not in {0, one.pid, session}:
+                if one and group not in {0, one.pid, session} and not self._is_here(group, session):
                     leader = await self._find(group, session)
                     leader.users.add(user)
             except (OSError, SsiError) as error:
@@ -132,18 +128,10 @@ class StandIns:
                 one.users.add(user)
             return one
 
-    async def hold(self, user: object, pid: int) -> None:
-        """Have one of that PID for `user`; raises OSError where something else here has it."""
-        async with self._lock:
-            (await self._find(pid, pid)).users.add(user)
-
-    async def release(self, user: object, pid: int) -> None:
-        """`user` does not need that one any more: it ends at once if nobody else does."""
-        async with self._lock:
-            if one := self._all.get(pid):
-                one.users.discard(user)
-                if not one.users:
-                    await self._end(one)
+    def _is_here(self, group: int, session: int) -> bool:
+        """Tell whether processes have brought a group here, without a stand-in of its leader."""
+        members = [] if group in self._all else list_group(group)
+        return any(session_of(pid) == session for pid in members)
 
     async def _find_parent(self, parent: int, session: int) -> StandIn | None:
         return await self._find(parent, session) if origin_of(parent) else None
@@ -196,12 +184,7 @@ class StandIns:
         """End it in a while if nobody uses it until then."""
         if not one.users and one.ending is None:
             loop = asyncio.get_running_loop()
-            one.ending = loop.call_later(LINGER_S, lambda: self._spawn(self._end_later(one)))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            one.ending = loop.call_later(LINGER_S, lambda: self._tasks.spawn(self._end_later(one)))
 
     async def _end_later(self, one: StandIn) -> None:
         async with self._lock:
@@ -225,6 +208,33 @@ class StandIns:
         if one.above:
             one.above.users.discard(one)
             self._consider(one.above)
+
+    async def make_room(self, pid: int) -> bool:
+        """End one that nobody uses; return whether the PID is free of stand-ins."""
+        async with self._lock:
+            one = self._all.get(pid)
+            if one and not one.users:
+                await self._end(one)
+            return pid not in self._all
+
+    async def give_place(self, pid: int) -> tuple[StandIn, str] | None:
+        """Forget one whose process is about to come in its place.
+
+        Returns it, and the key that it has with the one above it; None if others of its session
+        need it, or are below it.
+        """
+        async with self._lock:
+            one = self._all[pid]
+            for below in [user for user in one.users if isinstance(user, StandIn)]:
+                if not below.users:
+                    await self._end(below)
+            if any(isinstance(user, StandIn) for user in one.users):
+                return None
+            del self._all[pid]
+            if one.ending:
+                one.ending.cancel()
+            (self._folder / str(pid)).unlink(missing_ok=True)
+            return one, f"{PREFIX}{pid}"
 
     async def end(self, pid: int) -> None:
         """End one whatever it is used for: its process has ended, or its PID is to be another's."""

@@ -41,14 +41,14 @@ def parse_row(stat: str, uid: int, words: bytes) -> Row:
     return Row(int(pid), int(fields[1]), uid, fields[0], time_s, command[:MAX_COMMAND])
 
 
-def list_rows(is_hidden: Callable[[int], bool]) -> Iterator[Row]:
-    """Yield the processes of the userland, by PID, and zombies whose parents are of it."""
+def list_rows(is_hidden: Callable[[int], bool], *, everything: bool) -> Iterator[Row]:
+    """Yield the processes of the userland, by PID, and zombies whose parents are of it; or all."""
     people = {pid for pid in list_userland() if origin_of(pid)}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if not origin_of(pid) or is_hidden(pid):
+        if is_hidden(pid) or not (everything or origin_of(pid)):
             continue
         row = _read_row(pid)
-        if row and (pid in people or (row.state == "Z" and row.ppid in people)):
+        if row and (everything or pid in people or (row.state == "Z" and row.ppid in people)):
             yield row
 
 
