@@ -144,6 +144,28 @@ def test_what_stays_in_the_background_goes_on_writing(trio: Cluster) -> None:
     wait_until(lambda: list_left(trio, 1) == NOTHING_LEFT, "the descriptors' keeper is gone")
 
 
+STAYS = """\
+(onnode 2 sh -c 'echo ran >>/var/tmp/ran
+                 (until [ -e /var/tmp/go ]; do sleep 0.1; done; echo later; echo more) &'
+ echo $?) | cat >/var/tmp/said
+"""
+
+
+@pytest.mark.parametrize("nodes", [(1,), (2,), (1, 2, 1)], ids=str)
+def test_what_stays_does_not_mind_a_daemons_death(trio: Cluster, nodes: tuple[int, ...]) -> None:
+    trio.run(1, "sh", "-c", 'setsid sh -c "$0" >/dev/null 2>&1 </dev/null &', STAYS)
+    wait_until(lambda: trio.try_run(1, "cat", "/var/tmp/said").out == "0\n", "the body has ended")
+    for node in nodes:
+        kill_daemon(trio, node)
+        wait_until(lambda node=node: trio.try_run(node, "cluster").out == "1-3\n", "it is back")  # type: ignore[misc]
+    trio.run(1, "touch", "/var/tmp/go")
+    wait_until(lambda: list_left(trio, 1) == list_left(trio, 2) == NOTHING_LEFT, "all has ended")
+    assert trio.run(1, "cat", "/var/tmp/said", "/var/tmp/ran") == "0\nlater\nmore\nran\n"
+    words = ("env", "SSI_PROC=local", "pgrep", "-x", "onnode")
+    wait_until(lambda: trio.try_run(1, *words).status == 1, "no ghost is left")
+    trio.run(1, "rm", "/var/tmp/go", "/var/tmp/said", "/var/tmp/ran")
+
+
 WAITS = """\
 import os, signal, subprocess
 told = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -220,6 +221,75 @@ def test_the_terminal_survives_the_daemons(shell: Terminal, trio: Cluster) -> No
     shell.expect(PROMPT)
 
 
+SSH_KEYS = """\
+mkdir -m 700 /root/typed-ssh && mkdir -p /run/sshd && cd /root/typed-ssh
+ssh-keygen -q -t ed25519 -N '' -f host
+ssh-keygen -q -t ed25519 -N '' -f key
+"""
+SSHD = """\
+echo $$
+exec /usr/sbin/sshd -D -e -f /dev/null -h /root/typed-ssh/host -p 2222 -o UsePAM=no \
+    -o ListenAddress=192.168.50.3 -o AuthorizedKeysFile=/root/typed-ssh/key.pub -o PidFile=none
+"""
+SSH = "ssh -F none -p 2222 -i /root/typed-ssh/key -o UserKnownHostsFile=/root/typed-ssh/known node3"
+
+
+@pytest.fixture
+def sshd(trio: Cluster) -> Iterator[None]:
+    """Node 3 serves ssh; nobody has its key yet."""
+    trio.run(3, "sh", "-ec", SSH_KEYS)
+    words = ("ssi", "exec", "-c", str(trio.number), "3", "--", "sh", "-c", SSHD)
+    process = trio.ssi.person.start(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout
+    pid = process.stdout.readline().decode().strip()
+    assert b"Server listening" in process.stdout.readline()
+    yield
+    trio.run(3, "kill", pid)
+    process.wait()
+    trio.run(3, "rm", "-r", "/root/typed-ssh")
+
+
+@pytest.mark.usefixtures("sshd")
+def test_ssh_within_onnode(shell: Terminal) -> None:
+    before = shell.run("stty -a")
+    there = r"root@node3:[^ ]*# "
+    shell.type(f"onnode 2 {SSH}\r")
+    shell.expect(r"continue connecting \(yes/no")
+    shell.type("yes\r")
+    shell.expect(there)
+    assert re.fullmatch(r"/dev/pts/\d+\nhi\n", shell.run("tty; echo hi"))
+    assert shell.run("hostname; stty size") == "node3\n30 100\n"
+    assert shell.run("echo ${SSH_CONNECTION%% *}") == "192.168.50.2\n"
+    shell.type("sh -c 'echo slee''ping; exec sleep 1000'\r")
+    shell.expect("sleeping\r\n")
+    shell.type("\x03")
+    shell.expect(there)
+    assert shell.run("echo $?") == "130\n"
+    shell.type("echo rea''dy; cat\r")
+    shell.expect("ready\r\n")
+    shell.type("once\r")
+    shell.expect("once\r\nonce\r\n")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    shell.expect(there)
+    shell.resize(20, 70)
+    wait_until(lambda: shell.run("stty size") == "20 70\n", "the window has its size there")
+    shell.resize(30, 100)
+    shell.type("exit; exit 7\r")
+    shell.expect("Connection to node3 closed")
+    shell.expect(PROMPT)
+    assert shell.run("echo $?") == "7\n"
+    shell.type(f"onnode 2 {SSH} -t 'tty; echo hi; exec sleep 1000'\r")
+    shell.expect("/dev/pts/[0-9]+\r\nhi\r\n")
+    shell.type("\x03")
+    shell.expect("Connection to node3 closed")
+    shell.expect(PROMPT)
+    assert shell.run("stty -a") == before
+
+
+# The last one: it ends the shells.
 def test_hanging_up_reaches_the_other_nodes(shells: dict[int, Terminal]) -> None:
     one, two, _ = shells.values()
     one.type('onnode 2 sh -c \'trap "echo hung up >/tmp/hung; exit" HUP; ')

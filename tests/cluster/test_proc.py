@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -119,6 +120,28 @@ def test_a_process_that_is_not_at_home_is_shown_where_it_runs(trio: Cluster) -> 
     process.wait()
 
 
+def test_start_times_before_the_readers_boot(trio: Cluster, alices: Target) -> None:
+    time.sleep(3)
+    trio.crash(2)
+    trio.add(2)
+    trio.restore(1, 2, 3)
+
+    def seconds_of(node: int, *words: str) -> int:
+        return int(trio.run(node, "date", "+%s", "-d", trio.run(node, *words).strip()))
+
+    began = "ps", "-o", "lstart=", "-p", str(alices.pid)
+
+    def agree() -> bool:
+        booted = int(trio.run(2, "awk", "/^btime/ { print $2 }", "/proc/stat"))
+        true = seconds_of(3, *began)
+        assert booted - true > 1
+        found = int(trio.run(2, "stat", "-c", "%Y", f"/proc/{alices.pid}"))
+        return abs(found - true) <= 1 and abs(seconds_of(2, *began) - booted) <= 1
+
+    # The clock of a node that has just been booted may be set once more.
+    wait_until(agree, "the same start everywhere")
+
+
 def test_start_times_are_true(trio: Cluster, alices: Target) -> None:
     words = ["ps", "-o", "lstart=", "-p", str(alices.pid)]
     seconds = [
@@ -199,6 +222,20 @@ def test_the_whole_cluster_and_the_opt_out(trio: Cluster, alices: Target) -> Non
     pids = trio.run(1, "env", local, "ps", "-e", "-o", "pid=").split()
     assert str(alices.pid) not in pids
     assert all(int(pid) >> 15 in {0, 1} for pid in pids)
+
+
+def test_many_read_at_once(trio: Cluster) -> None:
+    """Nobody finds a file cut short because somebody else has just looked for it."""
+    files = "/proc/stat /proc/meminfo /proc/loadavg"
+    lines = int(trio.run(2, "sh", "-c", f"cat {files} | wc -l"))
+    assert lines > 20
+    script = f"""
+        for reader in 1 2 3 4 5 6 7 8; do
+            for time in 1 2 3 4 5 6; do cat {files}; done | wc -l &
+        done
+        wait
+    """
+    assert trio.run(2, "sh", "-c", script).split() == [str(6 * lines)] * 8
 
 
 def test_processes_end_with_their_node(trio: Cluster, alices: Target) -> None:

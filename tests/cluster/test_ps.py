@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.clusters import Cluster, Result, wait_until
+from support.clusters import Cluster, Result, kill_daemon, wait_until
 
 SLEEP = "setsid sleep {0} >/dev/null 2>&1 </dev/null & echo $!"
 
@@ -40,6 +40,22 @@ def test_processes_of_all_nodes_and_each_once(trio: Cluster) -> None:
 
     assert kill(trio, *map(str, pids)) == Result(0, "", "")
     wait_until(lambda: not table(trio).keys() & set(pids), "all have ended")
+
+
+def test_what_nodes_have_for_themselves_is_not_shown(trio: Cluster) -> None:
+    assert trio.run(1, "onnode", "2", "hostname") == "node2\n"  # there are visitors on node 2 now
+    kill_daemon(trio, 2)
+    wait_until(lambda: trio.try_run(2, "cluster").out == "1-3\n", "it is back")
+    rows = trio.ssi.json("ps", str(trio.number))
+    assert {row["command"].split()[0] for row in rows} == {"/sbin/agetty"}
+    assert sorted(row["node"] for row in rows) == [1, 2, 3]
+    everything = trio.ssi.json("ps", "--all", str(trio.number))
+    for word in ("init", "[kthreadd]", "corosync", "/sysroot/usr/lib/ssi/launcher", "busybox"):
+        found = {row["node"] for row in everything if row["command"].split()[0] == word}
+        assert found == {1, 2, 3}, word
+    lines = trio.ssi("ps", "--all", str(trio.number)).splitlines()
+    assert any(line.endswith("[kthreadd]") for line in lines)
+    assert not [line for line in lines if line != line.rstrip()]
 
 
 def test_kill_says_what_kill_says(trio: Cluster) -> None:

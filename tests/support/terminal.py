@@ -11,7 +11,7 @@ import pexpect
 
 from support.clusters import Cluster
 
-APPEARS_S = 30
+APPEARS_S = 60
 ROWS, COLUMNS = 30, 100
 DETACH = "\x1d"
 FIRST_PASSWORD = "root"

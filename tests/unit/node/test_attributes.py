@@ -8,12 +8,17 @@ import pytest
 
 from ssi.common.errors import ProtocolError
 from ssi.node.process.attributes import (
+    ATTRIBUTES,
     Attempt,
+    is_io_priority,
     is_policy,
     may_limit,
+    may_prioritise,
     may_schedule,
+    may_set_attributes,
     owns,
     raises_hard,
+    read_attributes,
 )
 from ssi.node.process.caller import Caller
 
@@ -69,6 +74,40 @@ def test_policies_that_are_none() -> None:
         assert not is_policy(policy, priority)
 
 
+def test_nobody_but_root_makes_a_process_nicer_to_itself() -> None:
+    for nice, may in ((5, True), (6, True), (4, False)):
+        said = may_set_attributes(os.SCHED_OTHER, (5, nice), os.SCHED_BATCH, is_owner=True)
+        assert said == may
+    assert may_set_attributes(os.SCHED_OTHER, (5, 0), os.SCHED_IDLE, is_owner=True)
+    assert not may_set_attributes(os.SCHED_OTHER, (5, 5), os.SCHED_OTHER, is_owner=False)
+
+
+def test_priorities_of_input_and_output() -> None:
+    realtime, best, idle = (kind << 13 for kind in (1, 2, 3))
+    assert all(is_io_priority(value) for value in (0, realtime | 7, best, idle))
+    assert not any(is_io_priority(value) for value in (1, 4 << 13, 2**32 - 1))
+    assert may_prioritise(person(ALICE), person(ALICE, BOB, BOB), best, 0)
+    assert not may_prioritise(person(ALICE), person(BOB, ALICE, ALICE), best, 0)
+    assert not may_prioritise(person(ALICE), person(ALICE), best, 1 << 21)
+    assert not may_prioritise(person(ALICE), person(ALICE), realtime, 0)
+    assert may_prioritise(person(ROOT), person(ALICE), realtime, 1 << 21)
+
+
+@pytest.mark.parametrize(
+    ("size", "tail", "known"),
+    [(0, b"", 48), (48, b"", 48), (56, b"", 56), (4096, b"", 56), (4096, b"\1", None),
+     (47, b"", None), (4097, b"", None)],
+)  # fmt: skip
+def test_attributes_have_a_size_of_their_own(size: int, tail: bytes, known: int | None) -> None:
+    given = size.to_bytes(4, "little") + bytes(range(52)) + tail
+    read = read_attributes(lambda length: given.ljust(5000, b"\0")[:length])
+    if known is None:
+        assert read is None
+    else:
+        expected = known.to_bytes(4, "little") + bytes(range(known - 4))
+        assert read == expected.ljust(ATTRIBUTES.size, b"\0")
+
+
 GOOD = Attempt("prlimit64", 98304, 7, b"\1" * 16, takes=True, caller=person(ALICE))
 
 
@@ -79,7 +118,7 @@ def test_an_attempt_survives_the_wire() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"call": "kill"}, {"call": None}, {"pid": 0}, {"pid": -5}, {"value": -1}, {"value": 2**32},
-     {"given": "AAAA"}, {"given": None}, {"takes": 1}, {"caller": {}},
+     {"flags": -1}, {"given": "AAAA"}, {"given": None}, {"takes": 1}, {"caller": {}},
      {"call": "sched_setaffinity", "value": 3}],
 )  # fmt: skip
 def test_refuses(wrong: dict[str, object]) -> None:

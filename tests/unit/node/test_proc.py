@@ -9,6 +9,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ from ssi.node.ics.answering import Call
 from ssi.node.ics.parts import Nowhere, Receiver, Sender
 from ssi.node.proc import fuse, own
 from ssi.node.proc.files import read_file
-from ssi.node.proc.own import NoPlaceholders, Own
+from ssi.node.proc.own import Own
 from ssi.node.proc.places import (
     NAMES,
     NAMESPACES,
@@ -254,7 +255,7 @@ def test_changes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "FRESH_S", 0.0)
 
     async def look(child: subprocess.Popen[bytes]) -> None:
-        asked = Own(NoPlaceholders())
+        asked = Own(SimpleNamespace(hidden=set(), arriving=set(), terminals={}))
         rows, first = await ask(asked)
         assert first["whole"]
         assert rows[child.pid].memory.uid == os.getuid()
@@ -276,11 +277,34 @@ def test_changes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(look(child))
 
 
+def test_no_file_is_open_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "RANGE", 2)
+    monkeypatch.setattr(own, "QUIET_S", 0.01)
+
+    def is_open() -> bool:
+        fds = Path("/proc/self/fd").iterdir()
+        return any(os.path.realpath(fd).endswith(f"/{os.getpid()}/stat") for fd in fds)
+
+    async def look() -> None:
+        asked = Own(SimpleNamespace(hidden=set(), arriving=set(), terminals={}))
+        _, first = await ask(asked)
+        assert is_open()
+        async with asyncio.timeout(10):
+            while is_open():  # noqa: ASYNC110 nothing tells of it
+                await asyncio.sleep(0.01)
+        rows, _ = await ask(asked, first["life"], 0)
+        assert os.getpid() in rows
+        asked.close()
+
+    asyncio.run(look())
+
+
 def test_placeholders_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "RANGE", 2)
 
     class Two:
         hidden = frozenset({os.getpid()})
+        arriving = frozenset[int]()
         terminals: Mapping[int, int] = {os.getppid(): 34816}
 
     async def look() -> None:

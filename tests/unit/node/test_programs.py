@@ -320,6 +320,9 @@ def test_library_refuses_what_is_wrong(library: ctypes.CDLL) -> None:
     number, info = ctypes.c_uint64(), NodeInfo()
     cases: list[tuple[Callable[[], object], int]] = [
         (lambda: library.clusternode_avail(0), errno.EINVAL),
+        (lambda: library.ssi_migrate(0), errno.EINVAL),
+        # Nobody has told this machine's /proc of nodes.
+        (lambda: library.migrate(2), errno.ENOSYS),
         (lambda: library.clusternode_avail(128), errno.EINVAL),
         (lambda: library.clusternode_info(1, 0, ctypes.byref(info)), errno.EINVAL),
         (lambda: library.clusternode_info(1, 8, None), errno.EINVAL),

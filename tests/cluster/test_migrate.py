@@ -1,0 +1,128 @@
+"""Processes move: what they were doing goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ssi.host.paths import TOP
+from support.clusters import Cluster, Ssi, started
+from support.terminal import PASSWORD, Terminal, attached
+
+PROMPT = r"root@node1:[^ ]*# "
+
+# Says where it runs, then answers each line with its length and where it is by then.
+ECHO = """\
+import os, sys
+print(os.getpid(), os.uname().nodename, flush=True)
+for line in sys.stdin:
+    print(len(line) - 1, os.uname().nodename, flush=True)
+print("end", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def trio(ssi: Ssi) -> Iterator[Cluster]:
+    """Three nodes; the password has been changed."""
+    with started(ssi, 3, "-m", "256") as cluster:
+        cluster.run(1, "chpasswd", given=f"root:{PASSWORD}\n".encode())
+        cluster.run(1, "sh", "-c", "cat >/root/echo.py", given=ECHO.encode())
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def shell(trio: Cluster) -> Iterator[Terminal]:
+    """A root shell at the console of node 1."""
+    with attached(trio, 1) as terminal:
+        terminal.log_in()
+        yield terminal
+
+
+def test_a_job_of_a_shell(trio: Cluster, shell: Terminal) -> None:
+    shell.type("python3 /root/echo.py\r")
+    shell.expect(r"\d+ node1\r\n")
+    pid = shell.found.split()[0]
+    shell.type("abc\r")
+    shell.expect("3 node1\r\n")
+    trio.run(3, "migrate", "2", pid)
+    assert trio.run(3, "where_pid", pid) == "2\n"
+    shell.type("abcd\r")
+    shell.expect("4 node2\r\n")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    shell.expect(PROMPT)
+    shell.type("fg\r")
+    shell.expect("echo.py\r\n")
+    shell.type("abcde\r")
+    shell.expect("5 node2\r\n")
+    shell.type("\x04")
+    shell.expect("end\r\n")
+    shell.expect(PROMPT)
+    assert shell.run("echo $?") == "0\n"
+
+
+def test_on_and_home(trio: Cluster, shell: Terminal) -> None:
+    shell.type("python3 /root/echo.py\r")
+    shell.expect(r"\d+ node1\r\n")
+    pid = shell.found.split()[0]
+    for node in (2, 3, 1, 3, 2, 1) * 2:
+        trio.run(3, "migrate", str(node), pid)
+        assert trio.run(3, "where_pid", pid) == f"{node}\n"
+        shell.type("x" * node + "\r")
+        shell.expect(f"{node} node{node}\r\n")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    shell.expect(PROMPT)
+    shell.type("fg\r")
+    shell.expect("echo.py\r\n")
+    shell.type("\x03")
+    shell.expect("KeyboardInterrupt")
+    shell.expect(PROMPT)
+    assert shell.run("echo $?") == "130\n"
+
+
+@pytest.mark.parametrize("ways", [(2,), (2, 3), (2, 1), (2, 3, 1, 2)])
+def test_what_comes_along(trio: Cluster, ways: tuple[int, ...]) -> None:
+    program = (TOP / "tests/programs/belongings.py").read_text()
+    with trio.start_python(1, program) as process:
+        assert process.stdout
+        pid, ready = process.stdout.readline().decode().split()
+        assert ready == "ready"
+        for node in ways:
+            trio.run(3, "migrate", str(node), pid)
+        trio.run(3, "kill", "-USR1", pid)
+        said = process.stdout.read().decode().splitlines()
+        assert [line for line in said if not line.endswith(" ok")] == [f"on node{ways[-1]}"]
+        assert len(said) > 15
+
+
+def test_who_may_get_no_privileges_does_not_come_home(trio: Cluster) -> None:
+    script = "setsid setpriv --no-new-privs sleep 1000 >/dev/null 2>&1 </dev/null & echo $!"
+    pid = trio.run(1, "sh", "-c", script).strip()
+    trio.run(3, "migrate", "2", pid)
+    refused = trio.try_run(3, "migrate", "1", pid)
+    assert refused.status == 1
+    assert "privileges" in refused.err
+    trio.run(1, "migrate", "3", pid)
+    assert trio.run(2, "where_pid", pid) == "3\n"
+    trio.run(2, "kill", pid)
+
+
+LOOK = "while [ -e /root/looking ]; do /bin/true; ls -l /proc >/dev/null; ps -ef >/dev/null; done"
+
+
+def test_everybody_looks_at_proc_meanwhile(trio: Cluster) -> None:
+    """What has just ended or begun is told by the daemon that is asked, and so is who has moved."""
+    trio.run(1, "touch", "/root/looking")
+    script = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!"
+    pid = trio.run(1, "sh", "-c", script).strip()
+    call = f"import subprocess; subprocess.run({LOOK!r}, shell=True, check=True)"
+    lookers = [trio.start_python(node, call) for node in (1, 1, 2, 2, 3)]
+    for node in (2, 3, 1) * 3:
+        trio.run(3, "migrate", str(node), pid)
+        assert trio.run(2, "where_pid", pid) == f"{node}\n"
+    trio.run(1, "rm", "/root/looking")
+    for looker in lookers:
+        assert looker.wait(60) == 0
+    trio.run(2, "kill", pid)
