@@ -8,33 +8,18 @@
  */
 #define _GNU_SOURCE
 
-#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "fifokeeper.h"
+#include "keeper.h"
 
 enum {
 	MAX_DATA = 32 * 1024,
 	MAX_IOCTL = 256,
-	MOST_DESCRIPTORS = 16384,
-	LISTENER = 0,		/* places among what is polled */
-	DAEMON = 1,
-	OTHERS = 2,
 };
 
 struct end {
@@ -63,23 +48,15 @@ struct packet {
 static struct end *ends;
 static struct task *tasks;	/* the oldest first: who has waited longest is served first */
 static uint32_t last_end;
-static int root_fd = -1, listener = -1, daemon_fd = -1;
+static int root_fd = -1;
 
 /* -- what the daemon hears -------------------------------------------------------------------- */
 
 static void report(uint32_t kind, uint32_t owner, uint64_t id, int64_t result, const void *data, size_t length)
 {
 	struct fifo_report head = { .kind = kind, .owner = owner, .id = id, .result = result };
-	char *bytes = (char *)(uintptr_t)data;
-	struct iovec parts[2] = {
-		{ .iov_base = &head, .iov_len = sizeof(head) },
-		{ .iov_base = bytes, .iov_len = length },
-	};
-	struct msghdr message = { .msg_iov = parts, .msg_iovlen = length ? 2 : 1 };
 
-	/* If it is gone that is seen where it is heard. */
-	if (daemon_fd >= 0)
-		(void)!sendmsg(daemon_fd, &message, MSG_NOSIGNAL);
+	keeper_say(&head, sizeof(head), data, length, -1);
 }
 
 static void answer(const struct task *task)
@@ -456,13 +433,8 @@ static void obey(const struct packet *packet, size_t length)
 
 static void take_daemon(void)
 {
-	const int come = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-
-	if (come < 0)
+	if (!keeper_take_daemon())
 		return;
-	if (daemon_fd >= 0)
-		close(daemon_fd);
-	daemon_fd = come;
 	for (const struct end *end = ends; end; end = end->next)
 		report(FIFO_HELD, end->owner, end->number, 0, &end->name, sizeof(end->name));
 	report(FIFO_TOLD, 0, 0, 0, NULL, 0);
@@ -471,14 +443,12 @@ static void take_daemon(void)
 static void hear_daemon(void)
 {
 	static struct packet packet;
-	const ssize_t got = recv(daemon_fd, &packet, sizeof(packet), 0);
+	const ssize_t got = recv(keeper_daemon, &packet, sizeof(packet), 0);
 
-	if (got <= 0) {
-		close(daemon_fd);
-		daemon_fd = -1;
-	} else if ((size_t)got >= sizeof(packet.order)) {
+	if (got <= 0)
+		keeper_lose_daemon();
+	else if ((size_t)got >= sizeof(packet.order))
 		obey(&packet, (size_t)got - sizeof(packet.order));
-	}
 }
 
 static short events_of(const struct task *task)
@@ -510,7 +480,7 @@ struct polled {
 	size_t room;
 };
 
-/* Returns how many tasks wait, each with its place behind OTHERS. */
+/* Returns how many tasks wait, each with its place behind KEEPER_OTHERS. */
 static size_t list_waiting(struct polled *polled)
 {
 	size_t count = 0;
@@ -518,7 +488,7 @@ static size_t list_waiting(struct polled *polled)
 	for (struct task *task = tasks; task; task = task->next) {
 		if (task->done)
 			continue;
-		if (OTHERS + count >= polled->room) {
+		if (KEEPER_OTHERS + count >= polled->room) {
 			const size_t room = 2 * polled->room + 64;
 			void *pollers = realloc(polled->pollers, room * sizeof(*polled->pollers));
 			void *waiting;
@@ -533,7 +503,7 @@ static size_t list_waiting(struct polled *polled)
 			polled->room = room;
 		}
 		polled->waiting[count] = task;
-		polled->pollers[OTHERS + count++] = (struct pollfd){
+		polled->pollers[KEEPER_OTHERS + count++] = (struct pollfd){
 			.fd = descriptor_of(task),
 			.events = events_of(task),
 		};
@@ -546,59 +516,36 @@ static void step(struct polled *polled)
 	const size_t count = list_waiting(polled);
 	struct pollfd *pollers = polled->pollers;
 
-	pollers[LISTENER] = (struct pollfd){ .fd = listener, .events = POLLIN };
-	pollers[DAEMON] = (struct pollfd){ .fd = daemon_fd, .events = POLLIN };
-	if (poll(pollers, OTHERS + count, -1) < 0)
+	if (!keeper_poll(pollers, KEEPER_OTHERS + count))
 		return;
 	for (size_t i = 0; i < count; i++)
-		if (pollers[OTHERS + i].revents)
+		if (pollers[KEEPER_OTHERS + i].revents)
 			try_task(polled->waiting[i]);
-	if (pollers[DAEMON].revents)
+	if (pollers[KEEPER_DAEMON].revents)
 		hear_daemon();
-	if (pollers[LISTENER].revents)
+	if (pollers[KEEPER_LISTENER].revents)
 		take_daemon();
-}
-
-static int listen_at(const char *path)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || strlen(path) >= sizeof(address.sun_path))
-		return -1;
-	memcpy(address.sun_path, path, strlen(path));
-	(void)unlink(path);
-	if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) || listen(fd, 4))
-		return -1;
-	return fd;
 }
 
 int main(int argc, char **argv)
 {
-	const struct rlimit limit = { .rlim_cur = MOST_DESCRIPTORS, .rlim_max = MOST_DESCRIPTORS };
 	struct polled polled = { .room = 64 };
-	struct timespec now = { 0 };
 
 	if (argc != 3) {
 		(void)fprintf(stderr, "usage: fifokeeper SOCKET ROOT\n");
 		return 2;
 	}
-	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGCHLD, SIG_IGN);
-	(void)setrlimit(RLIMIT_NOFILE, &limit);
-	/* No end of one before us has the same number. */
-	(void)clock_gettime(CLOCK_BOOTTIME, &now);
-	last_end = (uint32_t)(now.tv_sec * 10) + (uint32_t)(now.tv_nsec / 100000000);
+	last_end = keeper_first_number();
 	root_fd = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	listener = listen_at(argv[1]);
 	polled.pollers = calloc(polled.room, sizeof(*polled.pollers));
 	polled.waiting = calloc(polled.room, sizeof(struct task *));
-	if (root_fd < 0 || listener < 0 || !polled.pollers || !polled.waiting) {
-		(void)fprintf(stderr, "fifokeeper: %s: %s\n", argv[root_fd < 0 ? 2 : 1], strerror(errno));
+	if (root_fd < 0 || !polled.pollers || !polled.waiting) {
+		(void)fprintf(stderr, "fifokeeper: %s: %s\n", argv[2], strerror(errno));
 		return 1;
 	}
-	/* Its text is on the root, and it must go on while that recovers. */
-	(void)mlockall(MCL_CURRENT);
+	if (!keeper_begin("fifokeeper", argv[1]))
+		return 1;
 	for (;;)
 		step(&polled);
 }

@@ -9,23 +9,12 @@
  */
 #define _GNU_SOURCE
 
-#include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "ghost.h"
+#include "keeper.h"
 #include "relay.h"
 
 #ifndef SO_PASSRIGHTS
@@ -36,13 +25,9 @@ enum {
 	PIECE = 32 * 1024,	/* what one order reads or writes at most */
 	MOST_OUT = 64 * 1024,	/* bytes on their way out; who writes more waits */
 	MOST_SAVED = 4 * 1024 * 1024,
-	MOST_DESCRIPTORS = 16384,
 	MOST_COME = 2,		/* descriptors with an order */
 	NUMBER_SHIFT = 26,
 	SERIAL_MASK = (1 << 24) - 1,
-	LISTENER = 0,		/* places among what is polled */
-	DAEMON = 1,
-	OTHERS = 2,
 };
 
 /* In the numbers of our orders to ghosts: the kernel's own requests have none so high. */
@@ -82,7 +67,6 @@ struct packet {
 
 static struct relay *relays;
 static uint32_t last_relay;
-static int listener = -1, daemon_fd = -1;
 
 /* -- bytes ------------------------------------------------------------------------------------ */
 
@@ -163,28 +147,7 @@ static bool is_later(void)
 
 static void say(const struct relay_report *head, const void *data, size_t length, int fd)
 {
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-	char *bytes = (char *)(uintptr_t)data;
-	struct iovec parts[2] = {
-		{ .iov_base = (void *)(uintptr_t)head, .iov_len = sizeof(*head) },
-		{ .iov_base = bytes, .iov_len = length },
-	};
-	struct msghdr message = { .msg_iov = parts, .msg_iovlen = length ? 2 : 1 };
-
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-	}
-	/* If it is gone that is seen where it is heard. */
-	if (daemon_fd >= 0)
-		(void)!sendmsg(daemon_fd, &message, MSG_NOSIGNAL);
+	keeper_say(head, sizeof(*head), data, length, fd);
 }
 
 static void report(uint32_t kind, uint32_t relay, uint64_t id, int64_t result)
@@ -677,13 +640,8 @@ static void obey(const struct packet *packet, size_t length, const int come[MOST
 
 static void take_daemon(void)
 {
-	const int come = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-
-	if (come < 0)
+	if (!keeper_take_daemon())
 		return;
-	if (daemon_fd >= 0)
-		close(daemon_fd);
-	daemon_fd = come;
 	for (const struct relay *relay = relays; relay; relay = relay->next) {
 		struct relay_report held = {
 			.kind = RELAY_HELD, .relay = relay->number, .id = relay->inode,
@@ -700,12 +658,6 @@ static void take_daemon(void)
 	report(RELAY_TOLD, 0, 0, 0);
 }
 
-static void lose_daemon(void)
-{
-	close(daemon_fd);
-	daemon_fd = -1;
-}
-
 static void hear_daemon(void)
 {
 	static struct packet packet;
@@ -719,10 +671,10 @@ static void hear_daemon(void)
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
 		.msg_controllen = sizeof(control),
 	};
-	const ssize_t got = recvmsg(daemon_fd, &message, MSG_CMSG_CLOEXEC);
+	const ssize_t got = recvmsg(keeper_daemon, &message, MSG_CMSG_CLOEXEC);
 
 	if (got <= 0) {
-		lose_daemon();
+		keeper_lose_daemon();
 		return;
 	}
 	if (message.msg_controllen && control.head.cmsg_type == SCM_RIGHTS)
@@ -767,7 +719,7 @@ static struct pollfd watch_far(const struct relay *relay)
 /* Returns how many places are polled; two for each relay that runs, in their order. */
 static size_t list_polled(struct polled *polled)
 {
-	size_t count = OTHERS;
+	size_t count = KEEPER_OTHERS;
 
 	for (const struct relay *relay = relays; relay; relay = relay->next) {
 		if (relay->state != RELAY_RUNS)
@@ -793,11 +745,9 @@ static void step(struct polled *polled)
 	struct pollfd *pollers = polled->pollers;
 	struct relay *relay = relays, *next;
 
-	pollers[LISTENER] = (struct pollfd){ .fd = listener, .events = POLLIN };
-	pollers[DAEMON] = (struct pollfd){ .fd = daemon_fd, .events = POLLIN };
-	if (poll(pollers, count, -1) < 0)
+	if (!keeper_poll(pollers, count))
 		return;
-	for (size_t i = OTHERS; i < count && relay; relay = next) {
+	for (size_t i = KEEPER_OTHERS; i < count && relay; relay = next) {
 		next = relay->next;
 		if (relay->state != RELAY_RUNS)
 			continue;
@@ -805,49 +755,25 @@ static void step(struct polled *polled)
 			run(relay);
 		i += 2;
 	}
-	if (pollers[DAEMON].revents)
+	if (pollers[KEEPER_DAEMON].revents)
 		hear_daemon();
-	if (pollers[LISTENER].revents)
+	if (pollers[KEEPER_LISTENER].revents)
 		take_daemon();
-}
-
-static int listen_at(const char *path)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || strlen(path) >= sizeof(address.sun_path))
-		return -1;
-	memcpy(address.sun_path, path, strlen(path));
-	(void)unlink(path);
-	if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) || listen(fd, 4))
-		return -1;
-	return fd;
 }
 
 int main(int argc, char **argv)
 {
-	const struct rlimit limit = { .rlim_cur = MOST_DESCRIPTORS, .rlim_max = MOST_DESCRIPTORS };
 	struct polled polled = { .room = 64 };
-	struct timespec now = { 0 };
 
 	if (argc != 2) {
 		(void)fprintf(stderr, "usage: relay SOCKET\n");
 		return 2;
 	}
-	(void)signal(SIGPIPE, SIG_IGN);
-	(void)setrlimit(RLIMIT_NOFILE, &limit);
-	/* No relay of one before us has the same number: ghosts may remember its orders. */
-	(void)clock_gettime(CLOCK_BOOTTIME, &now);
-	last_relay = (uint32_t)(now.tv_sec * 10) + (uint32_t)(now.tv_nsec / 100000000);
-	listener = listen_at(argv[1]);
+	/* Ghosts may remember orders of one before us. */
+	last_relay = keeper_first_number();
 	polled.pollers = calloc(polled.room, sizeof(*polled.pollers));
-	if (listener < 0 || !polled.pollers) {
-		(void)fprintf(stderr, "relay: %s: %s\n", argv[1], strerror(errno));
+	if (!polled.pollers || !keeper_begin("relay", argv[1]))
 		return 1;
-	}
-	/* Its text is on the root, and it must go on while that recovers. */
-	(void)mlockall(MCL_CURRENT);
 	for (;;)
 		step(&polled);
 }

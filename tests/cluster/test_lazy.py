@@ -120,8 +120,9 @@ def wait_said(cluster: Cluster, text: str) -> None:
 def test_it_is_saved_at_once(trio: Cluster) -> None:
     pid = start_alone(trio, 40)
     trio.run(1, "sh", "-c", 'migrate 2 "$0" && checkpoint -k "$0" /root/lazy.saved', pid)
-    trio.run(3, "sh", "-c", "setsid restart /root/lazy.saved >/dev/null 2>&1 </dev/null &")
+    trio.run(3, "sh", "-c", "setsid restart /root/lazy.saved >/root/refused 2>&1 </dev/null &")
     wait_until(lambda: trio.try_run(1, "where_pid", pid).out == "3\n", "it goes on")
+    assert trio.run(1, "cat", "/root/refused") == ""
     trio.run(1, "kill", "-USR1", pid)
     wait_said(trio, f"{pid}\nwait on node3: 0 wrong\n")
 

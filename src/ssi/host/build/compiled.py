@@ -92,6 +92,7 @@ INCLUDED = (
     "launcher.h",
     "filter.h",
     "saved.h",
+    "keeper.h",
     "fifokeeper.h",
     "relay.h",
     "libssi/libssi.map",

@@ -6,30 +6,20 @@ It outlives this daemon, as the ends must, and what was read of them.
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import enum
 import errno
 import itertools
-import logging
-import os
-import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssi.common.changes import Changes
 from ssi.node.fifo.names import SIZE, pack_name, read_name
-from ssi.node.processes import start_process
+from ssi.node.keeper import Keeper
 from ssi.node.root import SYSROOT
-from ssi.node.waiting import wait_until
-
-logger = logging.getLogger(__name__)
 
 PROGRAM = SYSROOT / "usr/lib/ssi/fifokeeper"
 SOCKET = Path("/run/ssi/fifos.sock")
-CONNECT_S = 10.0
-AGAIN_S = 0.5
 MAX_DATA = 32 * 1024
 
 _ORDER = struct.Struct("=IIQIIII")
@@ -96,16 +86,14 @@ def pack_order(wish: Wish) -> bytes:
     return head + wish.data
 
 
-class Keeper:
-    """The connection with it."""
+class EndKeeper:
+    """Ends, and what is done to them."""
 
-    def __init__(self, path: Path = SOCKET) -> None:
-        self._path = path
-        self._socket: socket.socket | None = None
-        self._told = False
-        self._changes = Changes()
+    def __init__(self) -> None:
+        self._keeper = Keeper(PROGRAM, SOCKET, str(SYSROOT), room=_REPORT.size + MAX_DATA)
+        self._keeper.on_packet = self._hear
+        self._keeper.on_lost = self._lose
         self._ids = itertools.count(OUR_IDS)
-        self._queue: collections.deque[bytes] = collections.deque()
         self._waiting: dict[tuple[int, int], tuple[Wish, asyncio.Future[tuple[int, bytes]]]] = {}
         self.held: dict[int, Held] = {}
         """All ends, by their numbers."""
@@ -114,35 +102,16 @@ class Keeper:
 
     async def run(self) -> None:
         """Keep it running, and connected, until cancelled."""
-        while True:
-            await self._connect()
-            await self._changes.wait_for(lambda: self._socket is None)
-            logger.error("%s is gone", PROGRAM.name)
-            await asyncio.sleep(AGAIN_S)
-
-    async def _connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        if connection.connect_ex(os.fspath(self._path)):
-            start_process([str(PROGRAM), str(self._path), str(SYSROOT)])
-            if not await wait_until(
-                lambda: not connection.connect_ex(os.fspath(self._path)), within_s=CONNECT_S
-            ):
-                logger.error("%s does not answer: see /run/ssi/daemons.log", PROGRAM)
-                connection.close()
-                return
-        connection.setblocking(False)
-        self._socket = connection
-        self._told = False
-        asyncio.get_running_loop().add_reader(connection, self._read)
+        await self._keeper.run()
 
     @property
     def is_told(self) -> bool:
         """Whether all ends are known."""
-        return self._told
+        return self._keeper.is_told
 
     async def wait_told(self) -> None:
         """Wait until all ends are known."""
-        await self._changes.wait_for(lambda: self._told)
+        await self._keeper.wait_told()
 
     async def do(self, wish: Wish) -> tuple[int, bytes]:
         """Have it done; return the result, an errno if negative, and data.
@@ -196,37 +165,9 @@ class Keeper:
             self.on_close(name)
 
     def _send(self, wish: Wish) -> None:
-        if self._socket:
-            self._queue.append(pack_order(wish))
-            self._flush()
+        self._keeper.send(pack_order(wish))
 
-    def _flush(self) -> None:
-        """Send what it takes; it may be waiting for us to hear it."""
-        assert self._socket
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            try:
-                self._socket.send(self._queue[0])
-            except BlockingIOError:
-                loop.add_writer(self._socket, self._flush)
-                return
-            except ConnectionError:
-                self._queue.clear()
-                break
-            self._queue.popleft()
-        loop.remove_writer(self._socket)
-
-    def _read(self) -> None:
-        assert self._socket
-        try:
-            packet = self._socket.recv(_REPORT.size + MAX_DATA)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            packet = b""
-        if not packet:
-            self._lose()
-            return
+    def _hear(self, packet: bytes, _fds: Sequence[int]) -> None:
         kind, owner, number, result = _REPORT.unpack_from(packet)
         data = packet[_REPORT.size :]
         match kind:
@@ -235,8 +176,7 @@ class Keeper:
             case _Report.HELD:
                 self.held[number] = Held(owner, read_name(data[:SIZE]))
             case _Report.TOLD:
-                self._told = True
-                self._changes.tell()
+                self._keeper.tell()
 
     def _end(self, key: tuple[int, int], result: int, data: bytes = b"") -> None:
         wish, waiting = self._waiting.pop(key, (None, None))
@@ -247,13 +187,6 @@ class Keeper:
 
     def _lose(self) -> None:
         """It was killed, and all ends with it."""
-        assert self._socket
-        asyncio.get_running_loop().remove_reader(self._socket)
-        asyncio.get_running_loop().remove_writer(self._socket)
-        self._socket.close()
-        self._socket, self._told = None, False
-        self._queue.clear()
         self.held.clear()
         for key in list(self._waiting):
             self._end(key, -errno.EIO)
-        self._changes.tell()

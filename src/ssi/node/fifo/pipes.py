@@ -13,7 +13,7 @@ from ssi.common.errors import NodeLost
 from ssi.common.wire import Message
 from ssi.node.fifo.ends import MAX_END
 from ssi.node.fifo.homes import Homes
-from ssi.node.fifo.keeper import MAX_DATA, Flag, Keeper, Order, Wish
+from ssi.node.fifo.keeper import MAX_DATA, EndKeeper, Flag, Order, Wish
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.process.asking import Asking
@@ -39,7 +39,7 @@ def owner_of(view: View, node: int) -> int:
 class Pipes:
     """All of this node."""
 
-    def __init__(self, homes: Homes, keeper: Keeper, asking: Asking, ics: Ics) -> None:
+    def __init__(self, homes: Homes, keeper: EndKeeper, asking: Asking, ics: Ics) -> None:
         self._homes = homes
         self._keeper = keeper
         self._asking = asking

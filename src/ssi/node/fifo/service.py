@@ -7,7 +7,7 @@ import asyncio
 from ssi.node.cluster import Cluster
 from ssi.node.fifo.ends import Ends
 from ssi.node.fifo.homes import Homes
-from ssi.node.fifo.keeper import Keeper
+from ssi.node.fifo.keeper import EndKeeper
 from ssi.node.fifo.pipes import Pipes
 from ssi.node.ics.ics import Ics
 from ssi.node.process.asking import Asking
@@ -21,7 +21,7 @@ class Fifos:
     def __init__(self, cluster: Cluster, ics: Ics, asking: Asking, device: Device) -> None:
         self._cluster = cluster
         self._homes = Homes(cluster)
-        self._keeper = Keeper()
+        self._keeper = EndKeeper()
         self._ends = Ends(self._homes, asking, ics)
         self._pipes = Pipes(self._homes, self._keeper, asking, ics)
         device.serve_fifos(self._ends)

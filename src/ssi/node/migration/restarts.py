@@ -19,7 +19,8 @@ import resource
 import secrets
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from ssi.common import wire
@@ -42,6 +43,7 @@ from ssi.node.process.asking import Asking
 from ssi.node.process.bodies import Body
 from ssi.node.process.caller import MAX_PID, Caller, read_caller
 from ssi.node.process.device import get_descriptor
+from ssi.node.process.ends import read_zombie
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.jobcontrol import parent_of
 from ssi.node.process.pidfds import wait_readable
@@ -50,6 +52,8 @@ from ssi.node.process.places import Places
 logger = logging.getLogger(__name__)
 
 READY_S = 120.0
+ENDED_S = 3.0
+AGAIN_S = 0.1
 LIMITS = 16
 STANDARD = 3
 
@@ -165,10 +169,23 @@ class Restarts:
             node = wire.get_int(answer, "node", 1, MAX_NODE)
             raise CannotMove(f"PID {pid} is taken, by {whose!r} on node{node}", number=errno.EEXIST)
 
+    async def _while_taken(self, pid: int) -> AsyncIterator[None]:
+        """Yield as long as what has just ended may have the PID; raises CannotMove if it is used.
+
+        Until its parent has heard of the end, that is: `checkpoint -k` and a kill are over before.
+        """
+        until = time.monotonic() + ENDED_S
+        yield
+        while time.monotonic() < until:
+            await asyncio.sleep(AGAIN_S)
+            await self._check_pid(pid)
+            yield
+
     async def _answer_holder(self, call: Call) -> Message:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
         with contextlib.suppress(OSError):
-            return {"error": 0, "command": Path(f"/proc/{pid}/comm").read_text().rstrip("\n")}
+            if read_zombie(pid) is None:
+                return {"error": 0, "command": Path(f"/proc/{pid}/comm").read_text().rstrip("\n")}
         return {"error": errno.ESRCH}
 
     # -- restoring -------------------------------------------------------------------------------
@@ -206,7 +223,12 @@ class Restarts:
 
     async def _start(self, restart: _Restart, start: Start) -> None:
         """Have it made and restored; raises CannotMove unless it is held in the end."""
-        if failure := await start(restart.pid, restart.move):
+        failure = errno.EEXIST
+        async for _ in self._while_taken(restart.pid):
+            failure = await start(restart.pid, restart.move)
+            if failure != errno.EEXIST:
+                break
+        if failure:
             _raise_failure(restart.pid, failure)
         pidfd = os.pidfd_open(restart.pid)
         ended = asyncio.ensure_future(wait_readable(pidfd))
@@ -243,11 +265,13 @@ class Restarts:
         words = {"id": body.id, "pid": restart.pid, "uid": read_caller(restart.pid).uids[0]}
         # Without that node, it will ask when it is there again.
         with contextlib.suppress(NodeLost):
-            answer = await self._asking.ask(home, "ghost-hold", words)
-            if not wire.get_flag(answer, "held"):
-                await self._check_pid(restart.pid)
+            async for _ in self._while_taken(restart.pid):
+                answer = await self._asking.ask(home, "ghost-hold", words)
+                if wire.get_flag(answer, "held"):
+                    body.home = home
+                    break
+            else:
                 raise CannotMove(f"PID {restart.pid} is taken on node{home}", number=errno.EEXIST)
-            body.home = home
         self._places.bodies.begin_elsewhere(body)
 
 

@@ -6,30 +6,21 @@ It outlives this daemon, as the bytes must that are on their way.
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import enum
 import errno
 import itertools
-import logging
 import os
-import socket
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssi.common.changes import Changes
+from ssi.node.keeper import Keeper, close_all
 from ssi.node.process.orders import MAX_DATA
-from ssi.node.processes import start_process
 from ssi.node.root import SYSROOT
-from ssi.node.waiting import wait_until
-
-logger = logging.getLogger(__name__)
 
 PROGRAM = SYSROOT / "usr/lib/ssi/relay"
 SOCKET = Path("/run/ssi/relay.sock")
-CONNECT_S = 10.0
-AGAIN_S = 0.5
 
 _ORDER = struct.Struct("=IIQq32s")
 _REPORT = struct.Struct("=IIQqQII32s")
@@ -92,16 +83,14 @@ class Want:
     data: bytes
 
 
-class Keeper:
-    """The connection with it."""
+class RelayKeeper:
+    """Relays, and what is done to them."""
 
-    def __init__(self, path: Path = SOCKET) -> None:
-        self._path = path
-        self._socket: socket.socket | None = None
-        self._told = False
-        self._changes = Changes()
+    def __init__(self) -> None:
+        self._keeper = Keeper(PROGRAM, SOCKET, room=_REPORT.size + MAX_DATA)
+        self._keeper.on_packet = self._hear
+        self._keeper.on_lost = self._lose
         self._ids = itertools.count(1)
-        self._queue: collections.deque[tuple[bytes, Sequence[int]]] = collections.deque()
         self._waiting: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
         self.relays: dict[int, Relay] = {}
         """All, by their numbers."""
@@ -113,30 +102,11 @@ class Keeper:
 
     async def run(self) -> None:
         """Keep it running, and connected, until cancelled."""
-        while True:
-            await self._connect()
-            await self._changes.wait_for(lambda: self._socket is None)
-            logger.error("%s is gone", PROGRAM.name)
-            await asyncio.sleep(AGAIN_S)
-
-    async def _connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        if connection.connect_ex(os.fspath(self._path)):
-            start_process([str(PROGRAM), str(self._path)])
-            if not await wait_until(
-                lambda: not connection.connect_ex(os.fspath(self._path)), within_s=CONNECT_S
-            ):
-                logger.error("%s does not answer: see /run/ssi/daemons.log", PROGRAM)
-                connection.close()
-                return
-        connection.setblocking(False)
-        self._socket = connection
-        self._told = False
-        asyncio.get_running_loop().add_reader(connection, self._read)
+        await self._keeper.run()
 
     async def wait_told(self) -> None:
         """Wait until all relays are known."""
-        await self._changes.wait_for(lambda: self._told)
+        await self._keeper.wait_told()
 
     # -- orders ----------------------------------------------------------------------------------
 
@@ -185,50 +155,16 @@ class Keeper:
         self._send(order, relay, number, value=value, move=move, fds=mine)
         result, inode, fd = await future
         if result < 0:
-            raise OSError(-result, f"{PROGRAM.name}: {os.strerror(-result)}")
+            raise OSError(-result, f"{self._keeper.name}: {os.strerror(-result)}")
         return result, inode, fd
 
     def _send(
         self, order: Order, relay: int, number: int = 0, *, value: int = 0, move: str = "",
         fds: Sequence[int] = (), data: bytes = b"",
     ) -> None:  # fmt: skip
-        packet = _ORDER.pack(order, relay, number, value, move.encode()) + data
-        self._queue.append((packet, fds))
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send what it takes; it may be waiting for us to hear it."""
-        loop = asyncio.get_running_loop()
-        while self._queue and self._socket:
-            packet, fds = self._queue[0]
-            try:
-                socket.send_fds(self._socket, [packet], fds)
-            except BlockingIOError:
-                loop.add_writer(self._socket, self._flush)
-                return
-            except ConnectionError:
-                break
-            self._queue.popleft()
-            _close(fds)
-        if self._socket:
-            loop.remove_writer(self._socket)
+        self._keeper.send(_ORDER.pack(order, relay, number, value, move.encode()) + data, fds)
 
     # -- reports ---------------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        assert self._socket
-        try:
-            packet, fds, _, _ = socket.recv_fds(
-                self._socket, _REPORT.size + MAX_DATA, 1, socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            packet, fds = b"", []
-        if not packet:
-            self._lose()
-            return
-        self._hear(packet, fds)
 
     def _hear(self, packet: bytes, fds: Sequence[int]) -> None:
         kind, number, wish, result, handle, value, _, move = _REPORT.unpack_from(packet)
@@ -239,8 +175,7 @@ class Keeper:
                 name = move.rstrip(b"\0").decode()
                 self.relays[number] = Relay(number, wish, handle, State(value), name)
             case _Report.TOLD:
-                self._told = True
-                self._changes.tell()
+                self._keeper.tell()
             case _Report.WANT:
                 self.on_want(Want(number, wish, handle, value, result, packet[_REPORT.size :]))
             case _Report.CANCEL:
@@ -258,26 +193,12 @@ class Keeper:
         if future and not future.done():
             future.set_result((result, inode, fds[0] if fds else -1))
         else:
-            _close(fds)
+            close_all(fds)
 
     def _lose(self) -> None:
         """It was killed, and all sockets with it."""
-        assert self._socket
-        asyncio.get_running_loop().remove_reader(self._socket)
-        asyncio.get_running_loop().remove_writer(self._socket)
-        self._socket.close()
-        self._socket, self._told = None, False
-        for _, fds in self._queue:
-            _close(fds)
-        self._queue.clear()
         self.relays.clear()
         for future in self._waiting.values():
             if not future.done():
                 future.set_result((-errno.EIO, 0, -1))
         self._waiting.clear()
-        self._changes.tell()
-
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)

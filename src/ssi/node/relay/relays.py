@@ -20,7 +20,7 @@ from ssi.common.errors import NodeLost, SsiError
 from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.bodies import Bodies, Body
 from ssi.node.process.orders import Order
-from ssi.node.relay.keeper import Keeper, Relay, State, Want
+from ssi.node.relay.keeper import Relay, RelayKeeper, State, Want
 from ssi.node.relay.saved import SO_PASSRIGHTS, Saved
 from ssi.node.tasks import Tasks
 
@@ -30,10 +30,10 @@ AGAIN_S = 0.5
 class Relays:
     """Those of this node."""
 
-    def __init__(self, asking: Asking, bodies: Bodies, keeper: Keeper | None = None) -> None:
+    def __init__(self, asking: Asking, bodies: Bodies, keeper: RelayKeeper | None = None) -> None:
         self._asking = asking
         self._bodies = bodies
-        self._keeper = keeper or Keeper()
+        self._keeper = keeper or RelayKeeper()
         self._tasks = Tasks()
         self._remembered: dict[int, tuple[int, str]] = {}
         """By which ghosts the answers are remembered: nodes and ids."""
