@@ -11,6 +11,8 @@ VENV := .venv
 STAMP := $(VENV)/.stamp-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PACKAGES := src/ssi/host/packages.txt
 PYTEST := $(VENV)/bin/python -P -m pytest
+# Clusters wait more than they compute: two at once on two processors take little longer than one.
+WORKERS ?= 2
 LINKS := ssi-start ssi-add ssi-rm ssi-stop ssi-ls
 LIBRARY := $(PREFIX)/lib/ssi
 # -P keeps the folder one happens to be in off the module path.
@@ -70,7 +72,7 @@ test: setup
 	bin/ssi doctor || true
 	$(PYTEST) tests/lint tests/unit tests/install
 	bin/ssi build all
-	$(PYTEST) -m '(node or cluster) and not slow' tests
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m '(node or cluster) and not slow' tests
 
 # -- installing --------------------------------------------------------------------------------
 
