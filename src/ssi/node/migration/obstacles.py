@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from ssi.common import wire
@@ -61,30 +61,48 @@ class Usual:
     filters: int = 1
 
 
-class Obstacles:
-    """Looks for them on this node."""
+class Inquiry:
+    """What keeps a process of any node: the question, and this node's answer."""
 
-    def __init__(self, places: Places, foreign: Foreign, ics: Ics) -> None:
-        self._places = places
+    def __init__(
+        self, name: str, check: Callable[[int, Caller], None],
+        find: Callable[[int], Awaitable[list[str]]], foreign: Foreign, ics: Ics,
+    ) -> None:  # fmt: skip
+        """`check` and `find` are given the PID, and raise ProcessLookupError or CannotMove."""
+        self._name = name
+        self._check = check
+        self._find = find
         self._foreign = foreign
-        ics.serve("obstacles", foreign.pass_on(self._answer))
+        ics.serve(name, foreign.pass_on(self._answer))
 
     async def ask(self, pid: int, caller: Caller) -> list[str]:
-        """Return what keeps a process of any node; raises CannotMove if that cannot be said."""
+        """Return the obstacles, in words; raises CannotMove if they cannot be said."""
         words = {"pid": pid, "caller": caller.dump()}
-        answer = await self._foreign.ask_where(pid, "obstacles", words)
+        answer = await self._foreign.ask_where(pid, self._name, words)
         raise_refusal(pid, answer)
         return wire.get_texts(answer, "obstacles")
 
     async def _answer(self, call: Call) -> Message:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
         try:
-            check_right(pid, Caller.load(wire.get_object(call.body, "caller")))
-            return {"error": 0, "obstacles": await self.find(pid)}
+            self._check(pid, Caller.load(wire.get_object(call.body, "caller")))
+            return {"error": 0, "obstacles": await self._find(pid)}
         except ProcessLookupError:
             return {"error": errno.ESRCH}
         except CannotMove as error:
             return {"error": error.number, "reason": str(error)}
+
+
+class Obstacles:
+    """Looks for them on this node."""
+
+    def __init__(self, places: Places, foreign: Foreign, ics: Ics) -> None:
+        self._places = places
+        self._inquiry = Inquiry("obstacles", check_right, self.find, foreign, ics)
+
+    async def ask(self, pid: int, caller: Caller) -> list[str]:
+        """Return what keeps a process of any node; raises CannotMove if that cannot be said."""
+        return await self._inquiry.ask(pid, caller)
 
     async def find(self, pid: int, *, to_leave: bool = True) -> list[str]:
         """Return what keeps a process of this node; raises ProcessLookupError, or CannotMove.

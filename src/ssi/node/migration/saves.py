@@ -31,7 +31,7 @@ from ssi.node.migration.clocks import read_clocks
 from ssi.node.migration.criu import CannotMove
 from ssi.node.migration.departures import find_tracer
 from ssi.node.migration.losses import find_losses, is_terminal
-from ssi.node.migration.obstacles import Obstacles, raise_refusal
+from ssi.node.migration.obstacles import Inquiry, Obstacles
 from ssi.node.migration.pagers import Pagers
 from ssi.node.migration.saved import Saved
 from ssi.node.process.caller import MAX_PID, Caller, read_caller
@@ -156,24 +156,11 @@ class Saves:
         # Of a daemon that was killed.
         shutil.rmtree(FOLDER, ignore_errors=True)
         ics.serve("save", self._answer_save)
-        ics.serve("save-obstacles", foreign.pass_on(self._answer_obstacles))
+        self._inquiry = Inquiry("save-obstacles", check_owner, self._find, foreign, ics)
 
     async def ask(self, pid: int, caller: Caller) -> list[str]:
         """Return what keeps a process of any node from being saved; raises CannotMove."""
-        words = {"pid": pid, "caller": caller.dump()}
-        answer = await self._foreign.ask_where(pid, "save-obstacles", words)
-        raise_refusal(pid, answer)
-        return wire.get_texts(answer, "obstacles")
-
-    async def _answer_obstacles(self, call: Call) -> Message:
-        pid = wire.get_int(call.body, "pid", 1, MAX_PID)
-        try:
-            check_owner(pid, Caller.load(wire.get_object(call.body, "caller")))
-            return {"error": 0, "obstacles": await self._find(pid)}
-        except ProcessLookupError:
-            return {"error": errno.ESRCH}
-        except CannotMove as error:
-            return {"error": error.number, "reason": str(error)}
+        return await self._inquiry.ask(pid, caller)
 
     async def _find(self, pid: int) -> list[str]:
         """Return what keeps a process of this node; raises ProcessLookupError, or CannotMove."""
