@@ -26,6 +26,8 @@ COMMAND_NAMES = (
 
 FIFO_KEEPER = "usr/lib/ssi/fifokeeper"
 
+DEVICE_KEEPER = "usr/lib/ssi/devicekeeper"
+
 RELAY = "usr/lib/ssi/relay"
 
 PYTHON_PACKAGE = "usr/lib/python3/dist-packages/ssi"
@@ -62,6 +64,7 @@ PRODUCTS = (
     Product(ONNODE, "onnode.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(LAUNCHER, "launcher.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(FIFO_KEEPER, "fifokeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(DEVICE_KEEPER, "devicekeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(RELAY, "relay.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(HOMECOMING, "criu/homecoming.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(PAGER, "criu/pager.c", ("-static", "-Wl,-z,relro,-z,now")),
@@ -94,6 +97,7 @@ INCLUDED = (
     "saved.h",
     "keeper.h",
     "fifokeeper.h",
+    "devicekeeper.h",
     "relay.h",
     "libssi/libssi.map",
     "criu/become.h",
