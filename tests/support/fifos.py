@@ -1,4 +1,4 @@
-"""Processes in nodes that do what they are told with FIFOs, and say what came of it."""
+"""Processes in nodes that do what they are told with FIFOs and devices, and say what came of it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,22 @@ def fill(fd):
     finally:
         os.set_blocking(fd, True)
 
-DO = {"open": os.open, "close": os.close, "mkfifo": os.mkfifo, "unlink": os.unlink,
+def control(fd, command, given):
+    # The argument is what `given` says in hex, or the number itself.
+    if isinstance(given, int):
+        return fcntl.ioctl(fd, command, given)
+    return fcntl.ioctl(fd, command, bytes.fromhex(given)).hex()
+
+def pread(fd, size, offset):
+    return os.pread(fd, size, offset).decode("latin-1")
+
+def pwrite(fd, text, offset):
+    return os.pwrite(fd, text.encode("latin-1"), offset)
+
+DO = {"control": control, "pread": pread, "pwrite": pwrite, "lseek": os.lseek, "fsync": os.fsync,
+      "openpty": lambda: [*(fds := os.openpty()), os.ttyname(fds[1])],
+      "isatty": os.isatty, "open": os.open, "close": os.close,
+      "mkfifo": os.mkfifo, "unlink": os.unlink,
       "rename": os.rename, "poll": poll, "epoll": epoll, "pending": pending, "read": read,
       "write": write, "read_all": read_all, "fill": fill,
       "blocking": os.set_blocking, "mode": lambda fd: os.fstat(fd).st_mode,

@@ -23,6 +23,7 @@ from ssi.node.cluster import Cluster
 from ssi.node.command import forget_orphans
 from ssi.node.commands import Commands
 from ssi.node.console import Console
+from ssi.node.devfs.service import Devices
 from ssi.node.facts import Facts
 from ssi.node.fence import Fence
 from ssi.node.fifo.service import Fifos
@@ -76,7 +77,10 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
         space = ProcessSpace(cluster, ics, launcher)
-        fifos = Fifos(cluster, ics, space.asking, space.device)
+        fifos, devices = (
+            Fifos(cluster, ics, space.asking, space.device),
+            Devices(cluster, ics, launcher, space.asking, space.device),
+        )
         proc = Proc(
             cluster, ics, launcher, space.places, Control(space.departures, space.obstacles)
         )
@@ -99,6 +103,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
                 services = (
                     launcher.run(), space.run(), forget_orphans(launcher), rootlog.run(),
                     nodefiles.tidy(settings.node), proc.run(), fifos.run(),
+                    devices.run(),
                 )  # fmt: skip
                 opening.extend(map(group.create_task, services))
                 group.create_task(init.run())

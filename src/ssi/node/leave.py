@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ssi.common.errors import SsiError
 from ssi.node import dlm, root
+from ssi.node.devfs import keeper as device_keeper
 from ssi.node.fifo import keeper as fifo_keeper
 from ssi.node.hostline import HostLine
 from ssi.node.processes import find_process, list_userland
@@ -19,7 +20,9 @@ from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
-KEEPERS = (fifo_keeper.PROGRAM.name, relay_keeper.PROGRAM.name)
+KEEPERS = (
+    fifo_keeper.PROGRAM.name, relay_keeper.PROGRAM.name, device_keeper.PROGRAM.name,
+)  # fmt: skip
 """They run from the root."""
 
 RB_POWER_OFF = 0x4321FEDC

@@ -27,8 +27,9 @@ Answer = Callable[[Request], Awaitable[bytes]]
 class Channel:
     """A mounted file system's descriptor."""
 
-    def __init__(self, fd: int) -> None:
-        """`fd` is ours from now on."""
+    def __init__(self, fd: int, name: str = "/proc") -> None:
+        """`fd` is ours from now on; `name` is for the log."""
+        self._name = name
         os.set_blocking(fd, False)
         self._fd = fd
         self._answer: Answer | None = None
@@ -85,7 +86,7 @@ class Channel:
         try:
             request = fuse.parse_request(data)
         except ProtocolError:
-            logger.exception("/proc")
+            logger.exception("%s", self._name)
             return
         if request.op in UNANSWERED:
             return
@@ -113,7 +114,7 @@ class Channel:
     def _end(self, error: OSError) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
         if error.errno != errno.ENODEV:  # unmounted
-            logger.error("/proc: %s", error)
+            logger.error("%s: %s", self._name, error)
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -124,7 +125,7 @@ class Channel:
         except OSError as error:
             reply = fuse.pack_reply(request.unique, error=error.errno or errno.EIO)
         except Exception:
-            logger.exception("FUSE request %d of process %d", request.op, request.pid)
+            logger.exception("%s: request %d of process %d", self._name, request.op, request.pid)
             reply = fuse.pack_reply(request.unique, error=errno.EIO)
         self._reply(reply)
 
@@ -134,4 +135,4 @@ class Channel:
         except FileNotFoundError:
             pass  # the caller was killed meanwhile
         except OSError as error:
-            logger.warning("/proc: an answer of %d bytes: %s", len(reply), error)
+            logger.warning("%s: an answer of %d bytes: %s", self._name, len(reply), error)

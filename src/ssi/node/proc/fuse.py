@@ -62,6 +62,9 @@ ELSEWHERE = 1 << 31
 UNSIZED = 1 << 30
 """A flag of attributes: every read is asked for, and no size counts (fuse-unsized.patch)."""
 
+FOREIGN = 1 << 29
+"""A flag of attributes: a device of another kernel (fuse-foreign.patch)."""
+
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
 NOTIFY_STORE = 4
@@ -136,13 +139,16 @@ class Attributes:
     gid: int = 0
     mtime_ns: int = 0
     flags: int = 0
+    rdev: int = 0
+    """As the kernel has it in 32 bits."""
+    links: int = 1
 
     def pack(self) -> bytes:
         """Return it as struct fuse_attr."""
         seconds, rest = divmod(self.mtime_ns, NANO)
         return _ATTR.pack(
             self.node, self.size, 0, seconds, seconds, seconds, rest, rest, rest,
-            self.mode, 1, self.uid, self.gid, 0, 4096, self.flags,
+            self.mode, self.links, self.uid, self.gid, self.rdev, 4096, self.flags,
         )  # fmt: skip
 
 

@@ -64,9 +64,11 @@ class _Do(enum.IntEnum):
     READ = 15
     WRITE = 16
     RELEASE = 18
+    SYNC = 20
     INTERRUPT = 36
     IOCTL = 39
     POLL = 40
+    SEEK = 46
     INIT = 4096
 
 
@@ -75,6 +77,7 @@ RESENT = 1 << 63
 
 UNRESTRICTED_IOCTL = 1
 DIRECT_IO = 1
+STREAM = 1 << 4
 FIFO_HERE = 1 << 16
 RETRY = 4
 WATCHED = 1
@@ -93,6 +96,8 @@ _CONTROLLED = struct.Struct("=iIII")
 _PLACE = struct.Struct("=QQ")
 _POLL = struct.Struct("=QQII")
 _PAIR = struct.Struct("=II")
+_SEEK = struct.Struct("=QqII")
+_OFFSET = struct.Struct("=Q")
 _INIT = struct.Struct("=IIIIIIII40x")
 
 
@@ -114,6 +119,8 @@ class Wanted:
     thread: int
     """Who does it."""
     nonblock: bool
+    offset: int = 0
+    """Of a read or write, where the device has any."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,12 +156,53 @@ CONTROLS = {
 }
 
 
+def _gets(size: int, *commands: int) -> dict[int, Control]:
+    return {command: Control(returned=size) for command in commands}
+
+
+def _sets(size: int, *commands: int) -> dict[int, Control]:
+    return {command: Control(size) for command in commands}
+
+
+def _does(*commands: int) -> dict[int, Control]:
+    return {command: Control(by_value=True) for command in commands}
+
+
+DEVICE_CONTROLS = {
+    **CONTROLS,
+    **_gets(4, 0x5415, 0x5419),  # TIOCMGET, TIOCGSOFTCAR
+    **_sets(4, 0x5416, 0x5417, 0x5418, 0x541A),  # TIOCMBIS, TIOCMBIC, TIOCMSET, TIOCSSOFTCAR
+    **_sets(4, 0x5420, 0x5423),  # TIOCPKT, TIOCSETD
+    **_sets(1, 0x5412),  # TIOCSTI
+    **_gets(4, 0x80045430, 0x80045432, 0x80045438, 0x80045439, 0x80045440),  # TIOCGPTN…GEXCL
+    **_sets(4, 0x40045431),  # TIOCSPTLCK
+    **_gets(80, 0x545D),  # TIOCGICOUNT
+    # TIOCEXCL, TIOCNXCL, TIOCSBRK, TIOCCBRK, TIOCVHANGUP
+    **_does(0x540C, 0x540D, 0x5427, 0x5428, 0x5437),
+    **_gets(8, 0x80081272, 0x1260, 0x1263, 0x80081280),  # BLKGETSIZE64, …SIZE, BLKRAGET, …DISKSEQ
+    **_gets(4, 0x1268, 0x127B, 0x80081270),  # BLKSSZGET, BLKPBSZGET, BLKBSZGET
+    **_gets(4, 0x125E, 0x1278, 0x1279, 0x127A, 0x127C),  # BLKROGET, BLKIOMIN, BLKIOOPT, …
+    **_gets(2, 0x1267, 0x127E),  # BLKSECTGET, BLKROTATIONAL
+    **_sets(4, 0x125D),  # BLKROSET
+    **_sets(16, 0x1277, 0x127F),  # BLKDISCARD, BLKZEROOUT
+    **_does(0x1261, 0x125F),  # BLKFLSBUF, BLKRRPART
+    **_gets(16, 0x0301),  # HDIO_GETGEO
+    **_gets(232, 0x4C05),  # LOOP_GET_STATUS64
+    **_sets(232, 0x4C04),
+    **_gets(168, 0x4C03),
+    **_does(0x4C01, 0x4C07, 0x4C82),  # LOOP_CLR_FD, LOOP_SET_CAPACITY, LOOP_CTL_GET_FREE
+    **_gets(4, 0x80045200),  # RNDGETENTCNT
+}
+"""Of devices by their names. What takes descriptors or addresses is not among them."""
+
+
 class Kind(enum.IntEnum):
     """What a handle is of: its upper bits."""
 
     FILE = 0
     PROCESS = 1
     FIFO = 2
+    DEVICE = 3
 
     @classmethod
     def of(cls, handle: int) -> Kind:
@@ -207,6 +255,25 @@ class FifoOwner(Owner, Protocol):
         """Take it that a pipe of the kernel is gone which so many opens were for."""
 
 
+class DeviceOwner(Owner, Protocol):
+    """Who does what is done to devices of other nodes (image/kernel/patches/fuse-foreign.patch)."""
+
+    async def open(self, wanted: Wanted, place: int, flags: int) -> tuple[int, bool]:
+        """Return a handle, and whether it has no offsets; raises OSError."""
+
+    async def close(self, handle: int) -> None:
+        """Close it; the last descriptor is closed."""
+
+    async def seek(self, wanted: Wanted, whence: int) -> Result:
+        """Return the new offset."""
+
+    async def sync(self, wanted: Wanted) -> Result:
+        """Have written what was written."""
+
+    async def settle(self, number: int) -> None:
+        """Take it that the kernel has the answer to a request."""
+
+
 def get_descriptor(process: int, fd: int) -> int:
     """Return a duplicate of another process's descriptor; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -225,6 +292,7 @@ class Device:
         """Who is told that the kernel has the answer to a request: it is not repeated any more."""
         self._reopen: Reopen | None = None
         self._fifos: FifoOwner | None = None
+        self._foreign: DeviceOwner | None = None
         self._fd = -1
         self._opening: dict[int, int] = {}
         """The handle that each thread of ours is opening the device for."""
@@ -257,6 +325,11 @@ class Device:
     def serve_fifos(self, owner: FifoOwner) -> None:
         """Have `owner` asked about the FIFOs of the root."""
         self._fifos = self.owners[Kind.FIFO] = owner
+        self.on_answered.append(owner.settle)
+
+    def serve_foreign(self, owner: DeviceOwner) -> None:
+        """Have `owner` do what is done to the devices of other nodes."""
+        self._foreign = self.owners[Kind.DEVICE] = owner
         self.on_answered.append(owner.settle)
 
     def _wake_all(self) -> None:
@@ -314,7 +387,11 @@ class Device:
         if operation == _Do.INTERRUPT:
             self._interrupt(*_HANDLE.unpack_from(body))
             return
-        if node and operation in {_Do.OPEN, _Do.RELEASE}:
+        if operation == _Do.OPEN and node and len(body) == _OPEN.size:
+            serving = self._open_foreign(unique, node, thread, body)
+        elif operation == _Do.RELEASE and Kind.of(*_HANDLE.unpack_from(body)) is Kind.DEVICE:
+            serving = self._close_foreign(body)
+        elif node and operation in {_Do.OPEN, _Do.RELEASE}:
             serving = self._serve_fifo(operation, unique, body)
         else:
             serving = self._serve(operation, unique, thread, body)
@@ -365,7 +442,7 @@ class Device:
         match operation:
             case _Do.INIT:
                 words = _INIT.pack(*VERSION, 0, UNRESTRICTED_IOCTL, MAX_IO, MAX_IO, 0, 0)
-                answer = 0, words + f"DEVNAME={NAME}\0FIFOS={ROOT_TYPE}\0".encode()
+                answer = 0, words + f"DEVNAME={NAME}\0FIFOS={ROOT_TYPE}\0FOREIGN=1\0".encode()
             case _Do.OPEN:
                 answer = await self._open(unique & ~RESENT, thread)
             case _Do.READ | _Do.WRITE:
@@ -376,6 +453,10 @@ class Device:
                 answer = await self._control(unique, thread, body)
             case _Do.POLL:
                 answer = await self._poll(unique, thread, body)
+            case _Do.SEEK:
+                answer = await self._seek(unique, thread, body)
+            case _Do.SYNC:
+                answer = await self._sync(unique, thread, body)
             case _:
                 answer = -errno.ENOSYS, b""
         return answer
@@ -399,6 +480,41 @@ class Device:
             self._fifos.end_pipe(number, read_name(body[_RELEASE.size :]), opens)
         return 0, b""
 
+    async def _open_foreign(
+        self, unique: int, place: int, thread: int, body: bytes
+    ) -> tuple[int, bytes]:
+        assert self._foreign
+        flags, _ = _OPEN.unpack_from(body)
+        none_yet = Kind.DEVICE << KIND_SHIFT
+        wanted = Wanted(unique & ~RESENT, none_yet, thread, bool(flags & os.O_NONBLOCK))
+        self._under_way[unique] = wanted
+        handle, streams = await self._foreign.open(wanted, place, flags)
+        return 0, _OPENED.pack(handle, DIRECT_IO | (STREAM if streams else 0), 0)
+
+    async def _close_foreign(self, body: bytes) -> tuple[int, bytes]:
+        assert self._foreign
+        handle, _, _, _ = _RELEASE.unpack_from(body)
+        self._forget_polled(handle)
+        await self._foreign.close(handle)
+        return 0, b""
+
+    async def _seek(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
+        handle, offset, whence, _ = _SEEK.unpack_from(body)
+        if Kind.of(handle) is not Kind.DEVICE or not self._foreign:
+            return -errno.ESPIPE, b""
+        wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=True, offset=offset)
+        self._under_way[unique] = wanted
+        result = await self._foreign.seek(wanted, whence)
+        return min(0, result.value), _OFFSET.pack(max(0, result.value))
+
+    async def _sync(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
+        (handle,) = _HANDLE.unpack_from(body)
+        if Kind.of(handle) is not Kind.DEVICE or not self._foreign:
+            return -errno.EINVAL, b""
+        wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=False)
+        self._under_way[unique] = wanted
+        return (await self._foreign.sync(wanted)).value, b""
+
     def _remember_polled(self, handle: int, kernel_handle: int) -> None:
         if kernel_handle not in (polled := self._polled.setdefault(handle, set())):
             polled.add(kernel_handle)
@@ -419,8 +535,8 @@ class Device:
     async def _transfer(
         self, operation: int, unique: int, thread: int, body: bytes
     ) -> tuple[int, bytes]:
-        handle, _, size, _, _, flags, _ = _IO.unpack_from(body)
-        wanted = Wanted(unique & ~RESENT, handle, thread, bool(flags & os.O_NONBLOCK))
+        handle, offset, size, _, _, flags, _ = _IO.unpack_from(body)
+        wanted = Wanted(unique & ~RESENT, handle, thread, bool(flags & os.O_NONBLOCK), offset)
         self._under_way[unique] = wanted
         if operation == _Do.READ:
             result = await self._owner_of(handle).read(wanted, size)
@@ -451,7 +567,8 @@ class Device:
         handle, _, command, argument, given, returned = _IOCTL.unpack_from(body)
         if command == WHOSE and Path(f"/proc/self/task/{thread}").exists():
             return self._tell_whose(handle, argument, returned)
-        control = CONTROLS.get(command)
+        controls = DEVICE_CONTROLS if Kind.of(handle) is Kind.DEVICE else CONTROLS
+        control = controls.get(command)
         if control is None:
             return -errno.ENOTTY, b""
         if (control.given, control.returned) != (given, returned):

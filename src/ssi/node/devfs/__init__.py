@@ -1,0 +1,1 @@
+"""Devices of all nodes, as files of each."""
