@@ -23,10 +23,8 @@ from ssi.node.cluster import Cluster
 from ssi.node.command import forget_orphans
 from ssi.node.commands import Commands
 from ssi.node.console import Console
-from ssi.node.devfs.service import Devices
 from ssi.node.facts import Facts
 from ssi.node.fence import Fence
-from ssi.node.fifo.service import Fifos
 from ssi.node.hostline import HostLine, open_line
 from ssi.node.hostlog import HostLog
 from ssi.node.ics.ics import Ics
@@ -44,6 +42,7 @@ from ssi.node.process.space import ProcessSpace
 from ssi.node.rootlog import RootLog
 from ssi.node.runner import Runner
 from ssi.node.settings import Settings
+from ssi.node.shared import Shared
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +76,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
         host.hear("key", ics.hear_key)
         cluster.on_change.append(lambda _, now: ics.set_members(now.view))
         space = ProcessSpace(cluster, ics, launcher)
-        fifos, devices = (
-            Fifos(cluster, ics, space.asking, space.device),
-            Devices(cluster, ics, launcher, space.asking, space.device),
-        )
+        shared = Shared(cluster, ics, launcher, space)
         proc = Proc(
             cluster, ics, launcher, space.places, Control(space.departures, space.obstacles)
         )
@@ -102,8 +98,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
             if await boot.run():
                 services = (
                     launcher.run(), space.run(), forget_orphans(launcher), rootlog.run(),
-                    nodefiles.tidy(settings.node), proc.run(), fifos.run(),
-                    devices.run(),
+                    nodefiles.tidy(cluster), proc.run(), shared.run(),
                 )  # fmt: skip
                 opening.extend(map(group.create_task, services))
                 group.create_task(init.run())

@@ -10,6 +10,7 @@ import logging
 
 from ssi.common.errors import SsiError
 from ssi.node import root
+from ssi.node.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +20,16 @@ TIDY = """\
 cd "/cluster/node$1" || exit
 chgrp utmp run/utmp && chmod 664 run/utmp
 rm -rf .old.* .new && mkdir .new && cp -ax /dev/. .new && rm -rf dev && mv .new dev
+# What processes of the cluster's former lives have shared.
+for old in /cluster/shm.*; do [ "$old" = "/cluster/shm.$2" ] || rm -rf "$old"; done
 """
 
 
-async def tidy(node: int) -> None:
+async def tidy(cluster: Cluster) -> None:
     """List this node's devices in /cluster/nodeN/dev, and remove what its last /run had."""
+    state = await cluster.wait_known()
+    argv = ["/bin/sh", "-c", TIDY, "sh", str(cluster.node), state.view.life]
     try:
-        await root.run(*root.userland_argv(["/bin/sh", "-c", TIDY, "sh", str(node)]))
+        await root.run(*root.userland_argv(argv))
     except SsiError as error:
-        logger.warning("/cluster/node%d: %s", node, error)
+        logger.warning("/cluster/node%d: %s", cluster.node, error)

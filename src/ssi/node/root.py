@@ -84,14 +84,17 @@ async def add_journals(wanted: int) -> None:
         await run("gfs2_jadd", "-j", str(missing), "-J", str(JOURNAL_MIB), os.fspath(SYSROOT))
 
 
-async def enter_userland(node: int) -> None:
-    """Make the userland's namespace, in which SYSROOT is the root; once a boot."""
+async def enter_userland(node: int, life: str) -> None:
+    """Make the userland's namespace, in which SYSROOT is the root; once a boot.
+
+    `life` names this life of the cluster: what is in /dev/shm lives as long.
+    """
     if is_mounted(USERLAND):
         return
     USERLAND.touch()
     await run(
         "unshare", f"--mount={USERLAND}", "--propagation", "private",
-        "/sbin/make-userland", str(node),
+        "/sbin/make-userland", str(node), life,
     )  # fmt: skip
 
 

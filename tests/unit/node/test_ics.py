@@ -570,6 +570,7 @@ def test_who_answers_wrongly_is_left(
                     await several.ics[1].ask(2, "ping", within_s=WITHIN_S)
             finally:
                 await impostor.end()
+            monkeypatch.undo()
             await several.start(2)
             await check_well(several, 1, 2)
 

@@ -107,8 +107,8 @@ async def dump(
         return await asyncio.create_subprocess_exec(
             "nsenter", f"--mount=/proc/{pid}/ns/mnt", PROGRAM, "dump", "--tree", str(pid),
             "--images-dir", f"{OWN_FILES}/{fd}", "--leave-running", "--network-lock=skip",
-            "--ghost-limit=64M", "--file-locks", way, "--ps-socket", number, *COMMON,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            "--ghost-limit=64M", "--link-remap", "--file-locks", way, "--ps-socket",
+            number, *COMMON, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL, pass_fds=[fd, pages.fileno()],
             start_new_session=True,
             env={**environment(move), **({LAZY: number} if lazy else {})},

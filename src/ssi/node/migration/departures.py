@@ -257,6 +257,7 @@ class Departures:
         left = await self._files.list_left(departure.pid, owner) if owner else []
         departure.owners = [(owner.home, owner.id) for owner in found.owners.values()]
         rewrite.free_from_node(departure.folder)
+        await asyncio.to_thread(rewrite.find_names, departure.pid, departure.folder)
         departure.verdict = self._choose_verdict(departure, found.kept)
         wishes = {
             "files": found.files, **self._describe(departure),

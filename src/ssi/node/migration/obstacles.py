@@ -27,7 +27,7 @@ from ssi.node.migration.stops import find_stop
 from ssi.node.pids import RANGE
 from ssi.node.proc.places import CONTROL
 from ssi.node.process.caller import MAX_PID, Caller, read_caller
-from ssi.node.process.descriptors import find_sharers, is_on_root
+from ssi.node.process.descriptors import SHARED_MEMORY, find_sharers, is_on_root
 from ssi.node.process.device import get_descriptor
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.places import Places
@@ -295,11 +295,16 @@ def _find_mappings(pid: int) -> Iterator[str]:
         seen.add(path := found[2])
         if _SYSV.match(path):
             yield "it shares System V memory"
-        elif not path.startswith(("/dev/zero", "/memfd:")) and not _is_mapped_from_root(path):
+        elif not path.startswith(("/dev/zero", "/memfd:")) and not _is_mapped_from_root(
+            found[1], path
+        ):
             yield f"it has mapped what is this node's own: {path}"
 
 
-def _is_mapped_from_root(path: str) -> bool:
+def _is_mapped_from_root(device: str, path: str) -> bool:
+    if path.startswith(SHARED_MEMORY):
+        status = SYSROOT.stat()
+        return device == f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     if path.startswith("/dev/"):
         return False
     # The inode in the line is the file's; what has another name now is as good as deleted.

@@ -8,12 +8,14 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import signal
 import struct
 from collections.abc import Collection
 from pathlib import Path
 
 from ssi.node.migration.clocks import SECOND, Clocks
+from ssi.node.migration.criu import CannotMove
 from ssi.node.migration.images import Fields, Image
 
 _TASK, _THREAD, _REGISTERS_X86 = 3, 5, 2
@@ -68,6 +70,11 @@ _OWNER = {
     FileType.REGULAR: 5, FileType.PIPE: 4, FileType.TTY: 4, FileType.UNIX: 9,
 }  # fmt: skip
 _EXTERNAL_DETAILS = 15
+_NAME = 6  # of a regular file
+_REMAP_OF, _REMAP_BY, _REMAP_TYPE = 1, 2, 3
+_LINKED = 0
+_DELETED = " (deleted)"
+_UNLINKED = re.compile(r"\S+ \S+ \S+ \S+ (\d+) +(/.*) \(deleted\)")
 _UNIX_FLAGS, _IS_ANOTHERS = 6, 1
 
 AGAIN = frozenset({
@@ -197,6 +204,54 @@ def _tick_at_once(timer: Fields) -> None:
     first, interval = (7, 8), (9, 10)
     if any(map(timer.number, interval)) and not any(map(timer.number, first)):
         timer.set(first[1], 1)
+
+
+def find_names(pid: int, folder: Path) -> None:
+    """Have files that have lost the name they were opened by be found by one that they have.
+
+    sem_open makes a file by a name that nobody else uses, links it, and unlinks the first. CRIU
+    gives such a file one more name, which is gone before it would be wanted. Raises CannotMove.
+    """
+    if not (folder / "remap-fpath.img").exists():
+        return
+    remaps = Image(folder / "remap-fpath.img")
+    linked = {
+        entry.number(_REMAP_OF): entry.number(_REMAP_BY)
+        for entry in remaps.entries
+        if entry.number(_REMAP_TYPE) == _LINKED
+    }
+    remaps.entries = [one for one in remaps.entries if one.number(_REMAP_TYPE) != _LINKED]
+    remaps.save()
+    files = Image(folder / "files.img")
+    files.entries = [one for one in files.entries if one.number(_ENTRY_ID) not in linked.values()]
+    inodes = _list_unlinked(pid)
+    for entry in files.entries:
+        if entry.number(_ENTRY_ID) in linked:
+            entry.change(
+                _DETAILS[FileType.REGULAR],
+                lambda one: one.set(_NAME, os.fsencode(_find_name(pid, one, inodes))),
+            )
+    files.save()
+
+
+def _list_unlinked(pid: int) -> dict[str, int]:
+    """Return the inodes of files that a process has, by the names that they have no more."""
+    lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+    found = {match[2]: int(match[1]) for line in lines if (match := _UNLINKED.fullmatch(line))}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        if (name := os.readlink(path)).endswith(_DELETED):
+            found[name.removesuffix(_DELETED)] = path.stat().st_ino
+    return found
+
+
+def _find_name(pid: int, details: Fields, inodes: dict[str, int]) -> str:
+    name = os.fsdecode(details.text(_NAME))
+    folder = Path(name).parent
+    with os.scandir(f"/proc/{pid}/root{folder}") as entries:
+        for entry in entries:
+            if entry.inode() == inodes.get(name):
+                return str(folder / entry.name)
+    raise CannotMove(f"its file {name} has another name now, in another folder")
 
 
 def set_clocks(folder: Path, clocks: Clocks) -> None:

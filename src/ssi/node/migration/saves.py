@@ -281,6 +281,7 @@ class Saves:
             raise CannotMove("; ".join(more), number=errno.EBUSY)
         led = [fd for fd in found if is_terminal(save.pid, fd)]
         rewrite.free_from_node(save.folder)
+        rewrite.find_names(save.pid, save.folder)
         entries = terminals.free(save.folder, led)
         argv = Path(f"/proc/{save.pid}/cmdline").read_bytes().split(b"\0")[:-1]
         threads = sorted(map(int, os.listdir(f"/proc/{save.pid}/task")))

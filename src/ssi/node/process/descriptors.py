@@ -31,6 +31,9 @@ _KCMP = 312  # x86-64
 
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DIRECTORY | os.O_PATH
 
+SHARED_MEMORY = "/dev/shm/"
+"""On the root, and the same on all nodes (make-userland)."""
+
 MEMORY = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))
 """null, zero, full, random, urandom: alike on all nodes."""
 
@@ -105,6 +108,8 @@ def _describe(pid: int, fd: int, flags: int, offset: int) -> Descriptor:
 
 def is_on_root(path: str, status: os.stat_result) -> bool:
     """Tell whether other nodes have this file under the same name."""
+    if path.startswith(SHARED_MEMORY):
+        return status.st_dev == SYSROOT.stat().st_dev
     try:
         found = Path(f"{SYSROOT}{path}").stat()
     except OSError:

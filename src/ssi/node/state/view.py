@@ -85,6 +85,8 @@ class View:
     nodes: Mapping[int, Node] = dataclasses.field(default_factory=dict)
     init_node: int | None = None
     """Runs what the cluster has only one of; stays until it is lost, then the lowest member."""
+    life: str = ""
+    """Names this life of the cluster: the first life of a node in it."""
     transitions: tuple[Transition, ...] = ()
     events: tuple[Event, ...] = ()
 
@@ -142,7 +144,8 @@ class View:
 
     def _come(self, node: int, boot: str, time: float, cause: str) -> View:
         if self.state_of(node) not in ALIVE:
-            return _move(self, node, NodeState.COMINGUP, boot, time, cause)
+            view = self if self.life else dataclasses.replace(self, life=boot)
+            return _move(view, node, NodeState.COMINGUP, boot, time, cause)
         if boot == self.boot_of(node):
             return self
         # It cannot live twice, so its former life is over.
@@ -159,7 +162,7 @@ class View:
     def dump(self) -> Message:
         """Return it as a message."""
         return {
-            "number": self.number, "init_node": self.init_node or 0,
+            "number": self.number, "init_node": self.init_node or 0, "life": self.life,
             "nodes": [{"node": n, **dataclasses.asdict(node)} for n, node in self.nodes.items()],
             "transitions": [dataclasses.asdict(t) for t in self.transitions],
             "events": [dataclasses.asdict(event) for event in self.events],
@@ -178,6 +181,7 @@ class View:
                 for node in wire.get_objects(message, "nodes")
             },
             init_node=wire.get_int(message, "init_node", 0, MAX_NODE) or None,
+            life=wire.get_text(message, "life"),
             transitions=tuple(map(_load_transition, wire.get_objects(message, "transitions"))),
             events=tuple(
                 Event(
