@@ -609,7 +609,7 @@ static void step(struct polled *polled)
 	struct pollfd *pollers = polled->pollers;
 	struct holder **place = &holders;
 
-	if (!keeper_poll(pollers, count))
+	if (keeper_poll(pollers, count, -1) < 0)
 		return;
 	for (size_t i = KEEPER_OTHERS; i < count; i++)
 		if (pollers[i].revents && !hear_holder(*place))

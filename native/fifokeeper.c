@@ -516,7 +516,7 @@ static void step(struct polled *polled)
 	const size_t count = list_waiting(polled);
 	struct pollfd *pollers = polled->pollers;
 
-	if (!keeper_poll(pollers, KEEPER_OTHERS + count))
+	if (keeper_poll(pollers, KEEPER_OTHERS + count, -1) < 0)
 		return;
 	for (size_t i = 0; i < count; i++)
 		if (pollers[KEEPER_OTHERS + i].revents)

@@ -113,12 +113,15 @@ static void keeper_say(const void *head, size_t head_length, const void *data, s
 		(void)!sendmsg(keeper_daemon, &message, MSG_NOSIGNAL);
 }
 
-/* Waits for something to happen to one of `count` places, the first two of which are filled in here. */
-static bool keeper_poll(struct pollfd *pollers, size_t count)
+/*
+ * Waits for something to happen to one of `count` places, the first two of which are filled in here;
+ * returns how many it has happened to, 0 after `within_ms`, -1 for a signal.
+ */
+static int keeper_poll(struct pollfd *pollers, size_t count, int within_ms)
 {
 	pollers[KEEPER_LISTENER] = (struct pollfd){ .fd = keeper_listener, .events = POLLIN };
 	pollers[KEEPER_DAEMON] = (struct pollfd){ .fd = keeper_daemon, .events = POLLIN };
-	return poll(pollers, count, -1) >= 0;
+	return poll(pollers, count, within_ms);
 }
 
 #endif

@@ -745,7 +745,7 @@ static void step(struct polled *polled)
 	struct pollfd *pollers = polled->pollers;
 	struct relay *relay = relays, *next;
 
-	if (!keeper_poll(pollers, count))
+	if (keeper_poll(pollers, count, -1) < 0)
 		return;
 	for (size_t i = KEEPER_OTHERS; i < count && relay; relay = next) {
 		next = relay->next;
