@@ -2,8 +2,8 @@
  * The SSI filter: which system calls ssid hears of before the kernel does them.
  *
  * Those that name a process which is not of this node, by its PID or a descriptor, and those that name a
- * process group, as its members may be anywhere. What names nothing remote is decided here, in the kernel, and costs
- * nothing else.
+ * process group, as its members may be anywhere. System V IPC objects that are not of this node, by
+ * identifier or key. What names nothing remote is decided here, in the kernel, and costs nothing else.
  */
 #ifndef SSI_FILTER_H
 #define SSI_FILTER_H
@@ -30,6 +30,12 @@ enum {
 #define FILTER_RETURN(value) BPF_STMT(BPF_RET | BPF_K, value)
 
 enum { FILTER_NO_SIGNAL = 0 };
+
+/*
+ * Bits of an identifier that say of which node, in which life, an IPC object is (kernel.ipc_range,
+ * src/ssi/node/state/ipc.py).
+ */
+enum { IPC_RANGE_SHIFT = 14, IPC_RANGES = 0x3ff };
 
 /* Each is a system call, which of its arguments is a PID, and which a signal. */
 static const struct filter_call {
@@ -58,16 +64,51 @@ static const struct filter_call {
 	{ __NR_pidfd_open, 0, FILTER_NO_SIGNAL },
 };
 
+enum { IPC_BLOCK = 19 };
+
 /*
- * Installs the filter of a node whose PIDs are from `first` on; returns the listener, -1 with errno.
+ * Writes what a call of System V IPC comes to, whose number is in the accumulator: ssid hears of keys that
+ * are not private, of identifiers that are not of `range`, and of removals, of which other nodes may have
+ * to know. semtimedop comes in where its identifier is looked at.
+ */
+static void filter_ipc(struct sock_filter *code, uint32_t range)
+{
+	const struct sock_filter block[IPC_BLOCK] = {
+		/* 0 */ FILTER_IF(BPF_JEQ, __NR_shmdt, 16, 0),
+		/* 1 */ FILTER_IF(BPF_JEQ, __NR_shmget, 10, 0),
+		/* 2 */ FILTER_IF(BPF_JEQ, __NR_semget, 9, 0),
+		/* 3 */ FILTER_IF(BPF_JEQ, __NR_msgget, 8, 0),
+		/* 4 */ FILTER_IF(BPF_JEQ, __NR_semctl, 5, 0),
+		/* 5 */ FILTER_IF(BPF_JEQ, __NR_msgctl, 1, 0),
+		/* 6 */ FILTER_IF(BPF_JEQ, __NR_shmctl, 0, 7),
+		/* 7 */ FILTER_LOAD(args[1]),
+		/* 8 */ FILTER_IF(BPF_JEQ, 0, 9, 0),	/* IPC_RMID */
+		/* 9 */ FILTER_IF(BPF_JEQ, 0, 4, 4),
+		/* 10 */ FILTER_LOAD(args[2]),
+		/* 11 */ FILTER_IF(BPF_JEQ, 0, 6, 2),
+		/* 12: a key */ FILTER_LOAD(args[0]),
+		/* 13 */ FILTER_IF(BPF_JEQ, 0, 3, 4),	/* IPC_PRIVATE */
+		/* 14: an identifier */ FILTER_LOAD(args[0]),
+		/* 15 */ BPF_STMT(BPF_ALU | BPF_AND | BPF_K, IPC_RANGES << IPC_RANGE_SHIFT),
+		/* 16 */ FILTER_IF(BPF_JEQ, range << IPC_RANGE_SHIFT, 0, 1),
+		/* 17 */ FILTER_RETURN(SECCOMP_RET_ALLOW),
+		/* 18 */ FILTER_RETURN(SECCOMP_RET_USER_NOTIF),
+	};
+
+	memcpy(code, block, sizeof(block));
+}
+
+/*
+ * Installs the filter of a node whose PIDs are from `first` on, and whose IPC objects are of `range` (0: no
+ * others are known); returns the listener, -1 with errno.
  *
  * For each call in turn: if it is that one, its PID is looked at: 0 (oneself) and those of this node,
  * with the low ones that every node has, are the kernel's affair. kill(0), the caller's own group,
  * is not. Nor is SIGSTOP, which a ghost of this node could not pass on.
  */
-static int filter_install(uint32_t first)
+static int filter_install(uint32_t first, uint32_t range)
 {
-	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 8 };
+	enum { CALLS = sizeof(FILTER_CALLS) / sizeof(FILTER_CALLS[0]), EACH = 12, HEAD = 13 + IPC_BLOCK };
 	const uint32_t end = first + (1U << PID_BITS);
 	struct sock_filter code[HEAD + CALLS * EACH + 1];
 	struct sock_fprog program = { .filter = code };
@@ -81,9 +122,16 @@ static int filter_install(uint32_t first)
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
 	code[at++] = (struct sock_filter)FILTER_LOAD(nr);
-	/* The frequent ones, from read to wait4, are below all of ours. */
-	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, lowest, 1, 0);
+	/* The frequent ones, from read to wait4, are below all of ours, but for shared memory's. */
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, lowest, 3, 0);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, __NR_shmctl + 1, 1, 0);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, __NR_shmget, range ? 4 : 0, 0);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, range ? __NR_semtimedop : UINT32_MAX, 16, 0);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, range ? __NR_msgctl + 1 : 0, IPC_BLOCK + 1, 0);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, __NR_semget, 0, IPC_BLOCK);
+	filter_ipc(&code[at], range);
+	at += IPC_BLOCK;
 	/* Which process its descriptor is of, ssid finds out. */
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, __NR_pidfd_send_signal, 0, 1);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_USER_NOTIF);

@@ -626,6 +626,20 @@ static void serve_forever(void)
 	}
 }
 
+/* 0 if this kernel has none. */
+static uint32_t read_ipc_range(void)
+{
+	const int fd = open("/proc/sys/kernel/ipc_range", O_RDONLY | O_CLOEXEC);
+	char text[16] = "";
+
+	if (fd < 0)
+		return 0;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = 0;
+	close(fd);
+	return (uint32_t)strtoul(text, NULL, 10);
+}
+
 static int fail(const char *what)
 {
 	fprintf(stderr, "launcher: %s: %s\n", what, strerror(errno));
@@ -637,6 +651,7 @@ int main(int argc, char **argv)
 	/* The kernel's own: the daemon has more, which is nothing for programs to inherit. */
 	const struct rlimit descriptors = { .rlim_cur = 1024, .rlim_max = 4096 };
 	struct kept *own = calloc(1, sizeof(*own));
+	uint32_t range;
 	int space;
 	sigset_t set;
 
@@ -650,6 +665,7 @@ int main(int argc, char **argv)
 	/* The root it is read from may be blocked while others recover; it is not. */
 	if (!own || mlockall(MCL_CURRENT))
 		return fail("mlockall");
+	range = read_ipc_range();
 	space = open(argv[2], O_RDONLY | O_CLOEXEC);
 	if (space < 0 || setns(space, CLONE_NEWNS) || chdir("/") ||
 	    mount(NULL, "/", NULL, MS_REC | MS_SHARED, NULL))
@@ -665,7 +681,7 @@ int main(int argc, char **argv)
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	own->fd = filter_install((uint32_t)strtoul(argv[1], NULL, 10) << PID_BITS);
+	own->fd = filter_install((uint32_t)strtoul(argv[1], NULL, 10) << PID_BITS, range);
 	if (signals < 0 || own->fd < 0)
 		return fail("the filter");
 	memcpy(own->key, "listener", sizeof("listener"));

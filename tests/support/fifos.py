@@ -11,11 +11,12 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from support.clusters import Cluster, wait_until
 
+A = TypeVar("A", bound="Actor")
 WITHIN_S = 60
 PORTS = itertools.count(4000)
 BUSY = {"open": 257, "read": 0, "write": 1, "close": 3, "poll": 7}
@@ -142,7 +143,8 @@ class Refused(Exception):
 class Doing:
     """Something that a process has been told to do."""
 
-    def __init__(self, actor: Actor, name: str) -> None:
+    def __init__(self, actor: Actor, name: str, number: int) -> None:
+        self.number = number
         self._actor = actor
         self._name = name
         self._said: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -183,7 +185,7 @@ class Doing:
 
     def wait_blocked(self) -> None:
         """Wait until the thread sleeps in its system call."""
-        call = BUSY[self._name.split()[0]]
+        call = self._actor.busy[self._name.split()[0]]
         wait_until(lambda: self._is_in(call), f"it waits in {self._name}")
 
     def _is_in(self, call: int) -> bool:
@@ -197,6 +199,9 @@ class Doing:
 
 class Actor:
     """A process in a node."""
+
+    agent = AGENT
+    busy: Mapping[str, int] = BUSY
 
     def __init__(self, cluster: Cluster, node: int, via: int | None = None) -> None:
         """`via`: the node whose daemon must live for this one to be heard, another than its own."""
@@ -214,7 +219,7 @@ class Actor:
     def _start(self) -> subprocess.Popen[bytes]:
         words = ["ssi", "exec", "-c", str(self.cluster.number), str(self.node), "--"]
         return self.cluster.ssi.person.start(
-            [*words, "sh", "-c", 'echo $$; exec python3 -c "$0"', AGENT],
+            [*words, "sh", "-c", 'echo $$; exec python3 -c "$0"', self.agent],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
@@ -222,7 +227,7 @@ class Actor:
         """Start it so that no daemon of its node has anything to do with it."""
         port = str(next(PORTS))
         script = 'setsid python3 -c "$0" $1 >/dev/null 2>&1 </dev/null & echo $!'
-        self.pid = int(self.cluster.run(self.node, "sh", "-c", script, AGENT, port))
+        self.pid = int(self.cluster.run(self.node, "sh", "-c", script, self.agent, port))
         words = ["ssi", "exec", "-c", str(self.cluster.number), str(via), "--"]
         return self.cluster.ssi.person.start(
             [*words, "python3", "-c", BRIDGE, f"192.168.50.{self.node}", port],
@@ -238,7 +243,7 @@ class Actor:
     def begin(self, do: str, *words: object) -> Doing:
         """Tell the process to do something."""
         number = next(self._ids)
-        self._doing[number] = doing = Doing(self, f"{do} {words}")
+        self._doing[number] = doing = Doing(self, f"{do} {words}", number)
         assert self._process.stdin
         self._process.stdin.write(json.dumps([number, do, words]).encode() + b"\n")
         self._process.stdin.flush()
@@ -270,13 +275,22 @@ class Actor:
 
 
 @contextlib.contextmanager
-def acting(cluster: Cluster, *nodes: int, via: int | None = None) -> Iterator[list[Actor]]:
-    """A process on each of `nodes`."""
+def acting_as(
+    kind: type[A], cluster: Cluster, *nodes: int, via: int | None = None
+) -> Iterator[list[A]]:
+    """A process of that kind on each of `nodes`."""
     with contextlib.ExitStack() as stack:
         actors = []
         for node in nodes:
-            actors.append(Actor(cluster, node, via))
+            actors.append(kind(cluster, node, via))
             stack.callback(actors[-1].close)
+        yield actors
+
+
+@contextlib.contextmanager
+def acting(cluster: Cluster, *nodes: int, via: int | None = None) -> Iterator[list[Actor]]:
+    """A process on each of `nodes`."""
+    with acting_as(Actor, cluster, *nodes, via=via) as actors:
         yield actors
 
 

@@ -12,6 +12,7 @@ from ssi.common.wire import Message, get_int
 from ssi.node import dlm, root
 from ssi.node.cluster import Cluster
 from ssi.node.hostline import HostLine
+from ssi.node.ipc.places import claim_range as claim_identifiers
 from ssi.node.launcher import check_program
 from ssi.node.members import Members
 from ssi.node.pids import claim_range, keep_range
@@ -114,6 +115,7 @@ class Boot:
         self._tell("mounted")
         claim_range(self._settings.node)
         self._group.create_task(keep_range(self._settings.node))
+        claim_identifiers(self._cluster)
         state = await self._cluster.wait_known()
         await root.enter_userland(self._settings.node, state.view.life)
         check_program()

@@ -14,6 +14,7 @@ from ssi.node import dlm, root
 from ssi.node.devfs import keeper as device_keeper
 from ssi.node.fifo import keeper as fifo_keeper
 from ssi.node.hostline import HostLine
+from ssi.node.ipc import keeper as ipc_keeper
 from ssi.node.processes import find_process, list_userland
 from ssi.node.relay import keeper as relay_keeper
 from ssi.node.waiting import wait_until
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 KEEPERS = (
     fifo_keeper.PROGRAM.name, relay_keeper.PROGRAM.name, device_keeper.PROGRAM.name,
+    ipc_keeper.PROGRAM.name,
 )  # fmt: skip
 """They run from the root."""
 
@@ -44,6 +46,13 @@ def _signal(pids: list[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _kill_keepers() -> list[int]:
+    """Kill one of each kind that is there: a keeper's children have its name, and go with it."""
+    pids = [pid for name in KEEPERS if (pid := find_process(name))]
+    _signal(pids, signal.SIGKILL)
+    return pids
 
 
 def _has_pages() -> bool:
@@ -78,7 +87,7 @@ async def leave(host: HostLine, how: str) -> None:
     host.say("phase", name="leaving")
     await wait_until(lambda: not _has_pages(), within_s=PAGES_S)
     await end_userland()
-    _signal([pid for name in KEEPERS if (pid := find_process(name))], signal.SIGKILL)
+    await wait_until(lambda: not _kill_keepers(), within_s=STEP_S)
     try:
         await root.leave_root()
     except SsiError as error:

@@ -9,6 +9,7 @@ from ssi.node.devfs.service import Devices
 from ssi.node.fifo.service import Fifos
 from ssi.node.futexes import Futexes
 from ssi.node.ics.ics import Ics
+from ssi.node.ipc.service import Ipc
 from ssi.node.launcher import Launcher
 from ssi.node.process.space import ProcessSpace
 
@@ -21,6 +22,7 @@ class Shared:
             Fifos(cluster, ics, space.asking, space.device),
             Devices(cluster, ics, launcher, space.asking, space.device),
             Futexes(space.asking, ics, launcher),
+            Ipc(cluster, ics, space),
         )
 
     async def run(self) -> None:

@@ -27,6 +27,7 @@ COMMAND_NAMES = (
 FIFO_KEEPER = "usr/lib/ssi/fifokeeper"
 
 DEVICE_KEEPER = "usr/lib/ssi/devicekeeper"
+IPC_KEEPER = "usr/lib/ssi/ipckeeper"
 
 RELAY = "usr/lib/ssi/relay"
 
@@ -65,6 +66,7 @@ PRODUCTS = (
     Product(LAUNCHER, "launcher.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(FIFO_KEEPER, "fifokeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(DEVICE_KEEPER, "devicekeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(IPC_KEEPER, "ipckeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(RELAY, "relay.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(HOMECOMING, "criu/homecoming.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(PAGER, "criu/pager.c", ("-static", "-Wl,-z,relro,-z,now")),
@@ -98,6 +100,7 @@ INCLUDED = (
     "keeper.h",
     "fifokeeper.h",
     "devicekeeper.h",
+    "ipckeeper.h",
     "relay.h",
     "libssi/libssi.map",
     "criu/become.h",

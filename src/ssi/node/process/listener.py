@@ -15,10 +15,12 @@ import fcntl
 import logging
 import mmap
 import os
+import select
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from ssi.common.changes import Changes
 from ssi.node.launcher import LISTENER, Launcher
 from ssi.node.process.caller import write_memory
 
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 RECEIVE = 0xC0502100
 SEND = 0xC0182101
 IS_VALID = 0x40082102
+SIGNALLED = 0x40082105
+"""image/kernel/patches/seccomp-tell-signals.patch"""
 PUT = 0x40182103
 SENDS = 2
 CONTINUE = 1
@@ -76,6 +80,10 @@ class Verdict:
     """What the caller is to find in its memory, and at which address."""
     fd: int = -1
     """A descriptor of ours that it is to have a duplicate of, whose number is the result."""
+    data: bytes = b""
+    """What came of it besides, of which the judge makes `written`."""
+    settled: Callable[[], object] | None = None
+    """Called when it has been answered."""
 
 
 GO_ON = Verdict(goes_on=True)
@@ -145,6 +153,8 @@ class Listener:
         self._judge = judge
         self._fd = -1
         self._slots: Slots | None = None
+        self._signals: select.epoll | None = None
+        self._signalled = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, launcher: Launcher) -> None:
@@ -158,6 +168,9 @@ class Listener:
         """Take the calls that come by `fd`, and those that are left."""
         self.close()
         self._fd = fd
+        self._signals = select.epoll()
+        self._signals.register(fd, select.EPOLLPRI | select.EPOLLET)
+        asyncio.get_running_loop().add_reader(self._signals, self._hear_signals)
         if self._slots is None:
             self._slots = Slots()
             for slot, call in self._slots.list_left():
@@ -170,6 +183,28 @@ class Listener:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+        if self._signals:
+            asyncio.get_running_loop().remove_reader(self._signals)
+            self._signals.close()
+            self._signals = None
+
+    # -- callers that are interrupted ------------------------------------------------------------
+
+    def _hear_signals(self) -> None:
+        assert self._signals
+        self._signals.poll(0)
+        self._signalled.tell()
+
+    def is_signalled(self, call: HeldCall) -> bool:
+        """Tell whether the caller has got a signal since we have its call, or is gone."""
+        try:
+            return bool(fcntl.ioctl(self._fd, SIGNALLED, bytearray(_ID.pack(call.id))))
+        except OSError as error:
+            return error.errno == errno.ENOENT
+
+    async def wait_signal(self, call: HeldCall) -> None:
+        """Wait until that is so; for ever if this kernel does not tell."""
+        await self._signalled.wait_for(lambda: self.is_signalled(call))
 
     def _take(self) -> None:
         assert self._slots
@@ -196,6 +231,8 @@ class Listener:
             logger.exception("system call %d of %d", call.number, call.thread)
             verdict = Verdict(error=errno.EIO)
         self._send(call, verdict)
+        if verdict.settled:
+            verdict.settled()
         assert self._slots
         was_full = self._slots.full
         self._slots.release(slot)

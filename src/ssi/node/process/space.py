@@ -43,6 +43,7 @@ class ProcessSpace:
         self.bodies = Bodies(cluster, ics, self.asking, launcher, stand_ins, device)
         self.places = Places(cluster.node, self.ghosts, self.bodies, stand_ins)
         self.foreign = Foreign(cluster, self.asking, launcher, self.places, ics)
+        self.listener = Listener(self.foreign.judge)
         Attributes(self.foreign, ics)
         self._barrier = Barrier()
         family = Family(self.asking, self.places, ics)
@@ -62,7 +63,7 @@ class ProcessSpace:
     async def run(self) -> None:
         """Take part, once the root is mounted, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(Listener(self.foreign.judge).run(self._launcher))
+            group.create_task(self.listener.run(self._launcher))
             await self.bodies.run()
             group.create_task(self._relays.run())
             self._pagers.take_over()

@@ -9,6 +9,7 @@ from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
 from ssi.node.state.fifos import Fifos
 from ssi.node.state.init import Init
+from ssi.node.state.ipc import Ipc
 from ssi.node.state.registers import Registers
 from ssi.node.state.replica import Machine
 from ssi.node.state.view import View
@@ -22,6 +23,7 @@ class State:
     init: Init = dataclasses.field(default_factory=Init)
     registers: Registers = dataclasses.field(default_factory=Registers)
     fifos: Fifos = dataclasses.field(default_factory=Fifos)
+    ipc: Ipc = dataclasses.field(default_factory=Ipc)
 
 
 def _apply(state: State, _: int, operation: Message) -> State:
@@ -35,6 +37,8 @@ def _apply(state: State, _: int, operation: Message) -> State:
             return dataclasses.replace(state, registers=state.registers.apply(operation))
         case "fifos":
             return dataclasses.replace(state, fifos=state.fifos.apply(operation, state.view))
+        case "ipc":
+            return dataclasses.replace(state, ipc=state.ipc.apply(operation, state.view))
         case _:
             raise ProtocolError(f"no part of the state: {part!r:.40}")
 
@@ -42,7 +46,7 @@ def _apply(state: State, _: int, operation: Message) -> State:
 def _dump(state: State) -> Message:
     return {
         "view": state.view.dump(), "init": state.init.dump(), "registers": state.registers.dump(),
-        "fifos": state.fifos.dump(),
+        "fifos": state.fifos.dump(), "ipc": state.ipc.dump(),
     }  # fmt: skip
 
 
@@ -50,7 +54,7 @@ def _load(message: Message) -> State:
     return State(
         View.load(wire.get_object(message, "view")), Init.load(wire.get_object(message, "init")),
         Registers.load(wire.get_object(message, "registers")),
-        Fifos.load(wire.get_object(message, "fifos")),
+        Fifos.load(wire.get_object(message, "fifos")), Ipc.load(wire.get_object(message, "ipc")),
     )  # fmt: skip
 
 

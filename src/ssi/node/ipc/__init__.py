@@ -1,0 +1,1 @@
+"""System V IPC: one space of keys and identifiers over all nodes."""

@@ -1,0 +1,372 @@
+"""System calls of this node's processes that mean objects of other nodes: done where those are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from ssi.common import wire
+from ssi.common.errors import NodeLost, SsiError
+from ssi.common.wire import Message
+from ssi.node.ipc.keeper import CONTROLS, GETS, LOST, ROOT, Call, Kind, Outcome, Wish
+from ssi.node.ipc.objects import CREAT, EXCL, RMID, SET, SETALL, SETVAL, STAT, Objects
+from ssi.node.ipc.places import Places
+from ssi.node.ipc.snapshots import FOLDER, Snapshots
+from ssi.node.process.asking import FOREVER_S, Asking
+from ssi.node.process.caller import read_caller, read_memory
+from ssi.node.process.ends import wait_status
+from ssi.node.process.listener import GO_ON, HeldCall, Judge, Listener, Verdict, as_int
+from ssi.node.processes import start_of
+from ssi.node.state.ipc import Home
+from ssi.node.tasks import Tasks
+
+# x86-64
+SHMGET, SHMAT, SHMCTL = 29, 30, 31
+SEMGET, SEMOP, SEMCTL, SEMTIMEDOP = 64, 65, 66, 220
+MSGGET, MSGSND, MSGRCV, MSGCTL = 68, 69, 70, 71
+
+_SEMBUF = struct.Struct("=Hhh")
+_TIMESPEC = struct.Struct("=qq")
+_SEM_NSEMS = struct.Struct("=80xQ")
+UNDO = 0o10000
+MOST_OPERATIONS = 500
+MOST_BYTES = 32 * 1024
+MOST_SEMAPHORES = 16000
+
+GETVAL, GETALL, GETPID, GETNCNT, GETZCNT = 12, 13, 11, 14, 15
+COMMANDS = {
+    Kind.SEMAPHORES: {
+        RMID, SET, STAT, GETVAL, GETALL, GETPID, GETNCNT, GETZCNT, SETVAL, SETALL,
+    },
+    Kind.QUEUE: {RMID, SET, STAT},
+    Kind.MEMORY: {RMID, SET, STAT},
+}  # fmt: skip
+BY_INDEX = {
+    Kind.SEMAPHORES: {3, 18, 19, 20},
+    Kind.QUEUE: {3, 11, 12, 13},
+    Kind.MEMORY: {3, 13, 14, 15},
+}
+"""IPC_INFO and the like: the node's own."""
+
+SIZES = {Kind.SEMAPHORES: 104, Kind.QUEUE: 120, Kind.MEMORY: 112}
+"""Of struct semid_ds and so on."""
+
+RESTARTS = 514
+"""ERESTARTNOHAND: the call begins again unless a handler is called; only for who has a signal."""
+
+RESTARTS_ALWAYS = 513
+"""ERESTARTNOINTR: behind the handler, too."""
+
+FIRST = 1 << 63
+"""Flipped in the number of what is asked before the call proper."""
+
+UNDOS = FOLDER / "undo"
+SIGNED = 1 << 64
+
+
+class Calls:
+    """Judges them."""
+
+    def __init__(
+        self, places: Places, objects: Objects, snapshots: Snapshots, asking: Asking,
+        listener: Listener, judges: dict[int, Judge],
+    ) -> None:  # fmt: skip
+        self._places = places
+        self._objects = objects
+        self._snapshots = snapshots
+        self._asking = asking
+        self._listener = listener
+        self._tasks = Tasks()
+        self._undoing: set[int] = set()
+        """Processes that use SEM_UNDO on other nodes."""
+        for kind, number in ((Kind.SEMAPHORES, SEMGET), (Kind.QUEUE, MSGGET)):
+            judges[number] = _ours(self._getting(kind))
+        for kind, number in zip(Kind, (SEMCTL, MSGCTL, SHMCTL), strict=True):
+            judges[number] = _ours(self._controlling(kind))
+        judges[SEMOP] = judges[SEMTIMEDOP] = _ours(self._semop)
+        judges[MSGSND] = _ours(self._msgsnd)
+        judges[MSGRCV] = _ours(self._msgrcv)
+        judges[SHMGET] = _ours(self._get_memory)
+        judges[SHMAT] = _ours(self._attach)
+
+    # -- having it done --------------------------------------------------------------------------
+
+    async def _do(self, call: HeldCall, kind: Kind, wish: Wish, number: int = 0) -> Outcome:
+        """Have it done where the object is; if that node dies, where it is made anew."""
+        number = number or call.id
+        seen = False
+        while True:
+            home = self._places.find(kind, wish.object) if wish.object >= 0 else None
+            if home is None:
+                return LOST if seen else Outcome(-errno.EINVAL)
+            seen = True
+            words = {"wish": wish.dump(), "number": number, "boot": home.boot}
+            if self._places.is_alive(home):
+                with contextlib.suppress(NodeLost):
+                    answer = await self._ask(call, home.node, number, words)
+                    if not wire.get_flag(answer, "lost"):
+                        outcome = Outcome.load(answer)
+                        if outcome.snapshot:
+                            self._snapshots.keep(home.boot, outcome.snapshot)
+                        return outcome
+            if self._listener.is_signalled(call):
+                return Outcome(-errno.EINTR)
+            await self._places.wait_change()
+
+    async def _ask(self, call: HeldCall, node: int, number: int, words: Message) -> Message:
+        """Ask, and have it end soon if the caller gets a signal."""
+        loop = asyncio.get_running_loop()
+        asking = loop.create_task(self._asking.ask(node, "ipc-do", words, within_s=FOREVER_S))
+        signal = loop.create_task(self._listener.wait_signal(call))
+        try:
+            await asyncio.wait((asking, signal), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                with contextlib.suppress(SsiError):
+                    await self._asking.ask(node, "ipc-cancel", {"number": number})
+            return await asking
+        finally:
+            signal.cancel()
+            asking.cancel()
+
+    def _settle(self, kind: Kind, identifier: int, number: int) -> Callable[[], object]:
+        """Return what tells the node of an object that the caller has the answer."""
+
+        async def tell() -> None:
+            home = self._places.find(kind, identifier)
+            if home and self._places.is_alive(home):
+                with contextlib.suppress(SsiError):
+                    await self._asking.tell(home.node, "ipc-done", {"number": number})
+
+        return lambda: self._tasks.spawn(tell())
+
+    async def _verdict(self, call: HeldCall, kind: Kind, wish: Wish, restarts: int) -> Verdict:
+        """Have it done; `restarts`: the error if it was interrupted."""
+        outcome = await self._do(call, kind, wish)
+        settled = self._settle(kind, wish.object, call.id)
+        if outcome.result == -errno.EINTR and self._listener.is_signalled(call):
+            return Verdict(error=restarts, settled=settled)
+        return dataclasses.replace(_read(outcome), settled=settled)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    def _getting(self, kind: Kind) -> Judge:
+        async def get(call: HeldCall) -> Verdict:
+            key, flags = call.int_at(0), call.int_at(2 if kind is Kind.SEMAPHORES else 1)
+            size = call.int_at(1) if kind is Kind.SEMAPHORES else 0
+            caller = read_caller(call.thread)
+            wish = Wish(GETS[kind], 0, caller, (key, size, flags))
+            return await self._get(call, kind, wish)
+
+        return get
+
+    async def _get(self, call: HeldCall, kind: Kind, wish: Wish) -> Verdict:
+        key, _, flags = wish.words
+        while not self._listener.is_signalled(call):
+            home = self._places.find_key(kind, key)
+            if home is None:
+                if not flags & CREAT:
+                    return Verdict(error=errno.ENOENT)
+                if not await self._places.claim(kind, key):
+                    return Verdict(error=errno.ENOSPC)
+                continue
+            if home == self._places.own:
+                if self._objects.let_make(kind, key, wish.caller.pid):
+                    return GO_ON
+            elif self._places.is_alive(home):
+                if kind is Kind.MEMORY:
+                    found = flags & CREAT and flags & EXCL
+                    return Verdict(error=errno.EEXIST if found else errno.EREMOTE)
+                if verdict := await self._get_there(call, home, kind, wish):
+                    return verdict
+            await self._places.wait_change()
+        return Verdict(error=RESTARTS_ALWAYS)
+
+    async def _get_there(
+        self, call: HeldCall, home: Home, kind: Kind, wish: Wish
+    ) -> Verdict | None:
+        """Return what the home of a key says; None if it is not that any more."""
+        words = {"wish": wish.dump(), "number": call.id, "boot": home.boot}
+        try:
+            answer = await self._asking.ask(home.node, "ipc-get", words)
+        except NodeLost:
+            return None
+        if wire.get_flag(answer, "again"):
+            return None
+        outcome = Outcome.load(answer)
+        if outcome.snapshot:
+            self._snapshots.keep(home.boot, outcome.snapshot)
+        settled = self._settle(kind, outcome.result, call.id)
+        return dataclasses.replace(_read(outcome), settled=settled)
+
+    # -- memory, which is each node's own --------------------------------------------------------
+
+    async def _get_memory(self, call: HeldCall) -> Verdict:
+        caller = read_caller(call.thread)
+        wish = Wish(Call.SHMGET, 0, caller, (call.int_at(0), 0, call.int_at(2)))
+        return await self._get(call, Kind.MEMORY, wish)
+
+    async def _attach(self, call: HeldCall) -> Verdict:
+        identifier = call.int_at(0)
+        home = self._places.find(Kind.MEMORY, identifier) if identifier >= 0 else None
+        return Verdict(error=errno.EREMOTE if home else errno.EINVAL)
+
+    # -- queues ----------------------------------------------------------------------------------
+
+    async def _msgsnd(self, call: HeldCall) -> Verdict:
+        identifier, size, flags = call.int_at(0), call.arguments[2], call.int_at(3)
+        if size > MOST_BYTES:
+            return Verdict(error=errno.EINVAL)
+        message = read_memory(call.thread, call.arguments[1], 8 + size)
+        words = (int.from_bytes(message[:8], "little", signed=True), flags, 0)
+        wish = Wish(Call.MSGSND, identifier, read_caller(call.thread), words, message[8:])
+        return await self._verdict(call, Kind.QUEUE, wish, RESTARTS)
+
+    async def _msgrcv(self, call: HeldCall) -> Verdict:
+        size, flags = call.arguments[2], call.int_at(4)
+        kind = call.arguments[3] - (SIGNED if call.arguments[3] >= SIGNED >> 1 else 0)
+        if size >= SIGNED >> 1:
+            return Verdict(error=errno.EINVAL)
+        wish = Wish(
+            Call.MSGRCV, call.int_at(0), read_caller(call.thread),
+            (min(size, MOST_BYTES), kind, flags),
+        )  # fmt: skip
+        verdict = await self._verdict(call, Kind.QUEUE, wish, RESTARTS)
+        if verdict.data:
+            return dataclasses.replace(verdict, written=(call.arguments[1], verdict.data))
+        return verdict
+
+    # -- semaphores ------------------------------------------------------------------------------
+
+    async def _semop(self, call: HeldCall) -> Verdict:
+        identifier, address, count = call.int_at(0), call.arguments[1], call.arguments[2]
+        count &= 0xFFFFFFFF
+        if count < 1:
+            return Verdict(error=errno.EINVAL)
+        if count > MOST_OPERATIONS:
+            return Verdict(error=errno.E2BIG)
+        data = read_memory(call.thread, address, count * _SEMBUF.size)
+        limit_ns = -1
+        if call.number == SEMTIMEDOP and call.arguments[3]:
+            spec = read_memory(call.thread, call.arguments[3], _TIMESPEC.size)
+            seconds, rest = _TIMESPEC.unpack(spec)
+            if seconds < 0 or not 0 <= rest < 10**9:
+                return Verdict(error=errno.EINVAL)
+            limit_ns = min(seconds * 10**9 + rest, 2**62)
+        caller = read_caller(call.thread)
+        if any(flags & UNDO for _, _, flags in _SEMBUF.iter_unpack(data)):
+            self._watch(caller.pid)
+        wish = Wish(Call.SEMOP, identifier, caller, (limit_ns, 0, 0), data)
+        return await self._verdict(call, Kind.SEMAPHORES, wish, errno.EINTR)
+
+    # -- control ---------------------------------------------------------------------------------
+
+    def _controlling(self, kind: Kind) -> Judge:
+        async def control(call: HeldCall) -> Verdict:
+            at = 1 if kind is Kind.SEMAPHORES else 0
+            command = call.int_at(1 + at)
+            if command in BY_INDEX[kind]:
+                return GO_ON
+            identifier, address = call.int_at(0), call.arguments[2 + at]
+            if command not in COMMANDS[kind]:
+                far = kind is Kind.MEMORY and self._places.find(kind, identifier)
+                return Verdict(error=errno.EREMOTE if far else errno.EINVAL)
+            number = call.int_at(1) if at else 0
+            data = b""
+            if command == SET:
+                data = read_memory(call.thread, address, SIZES[kind])
+            elif at and command == SETALL:
+                count = await self._count(call, identifier)
+                if count < 0:
+                    return Verdict(error=-count)
+                data = read_memory(call.thread, address, 2 * count)
+            words = (number, command, as_int(address) if command == SETVAL and at else 0)
+            caller = read_caller(call.thread)
+            wish = Wish(CONTROLS[kind], identifier, caller, words, data)
+            verdict = await self._verdict(call, kind, wish, RESTARTS)
+            if verdict.data:
+                return dataclasses.replace(verdict, written=(address, verdict.data))
+            return verdict
+
+        return control
+
+    async def _count(self, call: HeldCall, identifier: int) -> int:
+        """Return how many semaphores a set has, or a negative errno."""
+        wish = Wish(Call.SEMCTL, identifier, ROOT, (0, STAT, 0))
+        number = call.id ^ FIRST
+        outcome = await self._do(call, Kind.SEMAPHORES, wish, number)
+        self._settle(Kind.SEMAPHORES, identifier, number)()
+        if outcome.result < 0:
+            return outcome.result
+        count: int = _SEM_NSEMS.unpack_from(outcome.data)[0]
+        return count if count <= MOST_SEMAPHORES else -errno.EINVAL
+
+    # -- who has something to undo elsewhere -----------------------------------------------------
+
+    def is_undoing(self, pid: int) -> bool:
+        """Tell whether a process uses SEM_UNDO elsewhere, and has not ended."""
+        return pid in self._undoing
+
+    def _watch(self, pid: int) -> None:
+        """From now on the others are told when this process ends."""
+        if pid in self._undoing:
+            return
+        UNDOS.mkdir(exist_ok=True)
+        (UNDOS / str(pid)).write_text(json.dumps(start_of(pid)))
+        self._undoing.add(pid)
+        self._tasks.spawn(self._await_end(pid))
+
+    async def _await_end(self, pid: int, *, lives: bool = True) -> None:
+        if lives:
+            await wait_status(pid)
+        self._undoing.discard(pid)
+        # This one, too: objects of a dead node may be here.
+        nodes = [*self._places.others, self._places.own.node]
+        await asyncio.gather(*(self._tell_end(node, pid) for node in nodes))
+        (UNDOS / str(pid)).unlink(missing_ok=True)
+
+    async def _tell_end(self, node: int, pid: int) -> None:
+        with contextlib.suppress(SsiError):
+            await self._asking.ask(node, "ipc-ended", {"pid": pid})
+
+    def take_over(self) -> None:
+        """Watch those of the daemon before this one."""
+        UNDOS.mkdir(exist_ok=True)
+        for path in UNDOS.iterdir():
+            pid = int(path.name)
+            lives = _is_same(pid, path)
+            if lives:
+                self._undoing.add(pid)
+            self._tasks.spawn(self._await_end(pid, lives=lives))
+
+
+def _ours(judge: Judge) -> Judge:
+    """Return what leaves those to the kernel that are in an IPC namespace of their own."""
+    own = Path("/proc/self/ns/ipc").stat().st_ino
+
+    async def judge_ours(call: HeldCall) -> Verdict:
+        try:
+            if Path(f"/proc/{call.thread}/ns/ipc").stat().st_ino != own:
+                return GO_ON
+        except OSError:
+            return GO_ON  # it has just been killed
+        return await judge(call)
+
+    return judge_ours
+
+
+def _is_same(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(start_of(pid) == json.loads(path.read_text()))
+    return False
+
+
+def _read(outcome: Outcome) -> Verdict:
+    if outcome.result < 0:
+        return Verdict(error=-outcome.result)
+    return Verdict(outcome.result, data=outcome.data)
