@@ -53,6 +53,12 @@ NAMESPACES = (
 SYSTEM = ("loadavg", "meminfo", "stat")
 """Files of the root that tell of the whole cluster."""
 
+SYSVIPC = "sysvipc"
+TABLES = ("sysvipc/msg", "sysvipc/sem", "sysvipc/shm")
+"""A folder of the root, and what is in it."""
+
+_OF_ALL = (*SYSTEM, SYSVIPC, *TABLES)
+
 NUMBERS = 1 << 24
 MOST = 1 << 22
 """More than any PID."""
@@ -175,13 +181,13 @@ def link_of(place: Place, thread: int) -> bytes:
 
 
 def system_node(name: str) -> int:
-    """Return the number of a file that tells of the whole cluster."""
-    return _SYSTEM << _KIND | SYSTEM.index(name)
+    """Return the number of what tells of the whole cluster."""
+    return _SYSTEM << _KIND | _OF_ALL.index(name)
 
 
 def system_of(node: int) -> str | None:
-    """Return the name of the file with this number."""
-    return SYSTEM[node & 0xFF] if node >> _KIND == _SYSTEM else None
+    """Return the name of that with this number."""
+    return _OF_ALL[node & 0xFF] if node >> _KIND == _SYSTEM else None
 
 
 def local_node(name: str) -> int:

@@ -10,13 +10,14 @@ from ssi.common.errors import SsiError
 from ssi.node.cluster import Cluster
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import Launcher
-from ssi.node.proc import files, fuse, system, table
+from ssi.node.proc import files, fuse, system, sysvipc, table
 from ssi.node.proc.channel import Channel
 from ssi.node.proc.control import Control
 from ssi.node.proc.files import Files
 from ssi.node.proc.mount import mount_proc, open_device
 from ssi.node.proc.own import Own
 from ssi.node.proc.system import System
+from ssi.node.proc.sysvipc import Sysvipc
 from ssi.node.proc.table import Table
 from ssi.node.proc.tree import Tree
 from ssi.node.process.places import Places
@@ -41,11 +42,12 @@ class Proc:
         self._control = control
         self._table = Table(cluster, ics)
         self._files = Files(ics)
-        self._system = System(self._table, ics)
+        self._system = System(self._table, Sysvipc(self._table, ics), ics)
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
         ics.serve(table.QUESTION, Own(places).answer)
         ics.serve(files.QUESTION, files.answer_file)
         ics.serve(system.QUESTION, system.answer_system)
+        ics.serve(sysvipc.QUESTION, sysvipc.answer_tables)
 
     async def run(self) -> None:
         """Answer for /proc until cancelled."""

@@ -15,7 +15,8 @@ from ssi.common.errors import ProtocolError, SsiError
 from ssi.common.wire import Message
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
-from ssi.node.proc.places import SYSTEM
+from ssi.node.proc.places import SYSTEM, TABLES
+from ssi.node.proc.sysvipc import Sysvipc
 from ssi.node.proc.table import Table
 
 logger = logging.getLogger(__name__)
@@ -112,10 +113,11 @@ async def answer_system(_: Call) -> Message:
 
 
 class System:
-    """The three files; all of one moment."""
+    """The three files, all of one moment; and those of sysvipc."""
 
-    def __init__(self, table: Table, ics: Ics) -> None:
+    def __init__(self, table: Table, sysvipc: Sysvipc, ics: Ics) -> None:
         self._table = table
+        self._sysvipc = sysvipc
         self._ics = ics
         self._known: dict[int, Mapping[str, str]] = {}
         self._made = 0.0
@@ -124,6 +126,8 @@ class System:
 
     async def read(self, name: str, *, fresh: bool) -> bytes:
         """Return the content of one as it is now or was a moment ago; unless `fresh`, as last."""
+        if name in TABLES:
+            return await self._sysvipc.read(name, fresh=fresh)
         async with self._lock:
             age_s = time.monotonic() - self._made
             if age_s > (FRESH_S if fresh else LAST_S):

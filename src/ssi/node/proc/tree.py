@@ -28,7 +28,9 @@ from ssi.node.proc.places import (
     NAMES,
     NAMESPACES,
     SYSTEM,
+    SYSVIPC,
     TABLE,
+    TABLES,
     ControlPlace,
     Place,
     control_of,
@@ -221,6 +223,11 @@ class Tree:
             return self._control.entry_of(ControlPlace())
         if request.node == fuse.ROOT:
             return await self._look_up_in_root(request, name)
+        if system_of(request.node) == SYSVIPC:
+            if f"{SYSVIPC}/{name}" not in TABLES:
+                raise FileNotFoundError(errno.ENOENT, name)
+            number = system_node(f"{SYSVIPC}/{name}")
+            return Entry(Attributes(number, FILES, flags=fuse.UNSIZED))
         folder, node, row = self._find(request.node)
         place = folder.child(name)
         if place.is_tabled:
@@ -234,9 +241,11 @@ class Tree:
         return self._foreign(place, node, row)
 
     async def _look_up_in_root(self, request: Request, name: str) -> Entry:
-        if name in SYSTEM:
+        if name in {*SYSTEM, SYSVIPC}:
             if await _wants_local(request):
                 return self._local(name, 0.0)
+            if name == SYSVIPC:
+                return Entry(Attributes(system_node(name), FOLDER))
             return Entry(Attributes(system_node(name), FILES, flags=fuse.UNSIZED))
         if not is_number(name):
             return self._local(name, LONG_S)
@@ -252,8 +261,9 @@ class Tree:
     async def _stat(self, request: Request) -> tuple[Attributes, float]:
         if request.node == fuse.ROOT:
             return Attributes(fuse.ROOT, FOLDER), LONG_S
-        if system_of(request.node):
-            return Attributes(request.node, FILES, mtime_ns=time.time_ns()), 0.0
+        if name := system_of(request.node):
+            mode = FOLDER if name == SYSVIPC else FILES
+            return Attributes(request.node, mode, mtime_ns=time.time_ns()), 0.0
         place, node, row = self._find(request.node)
         if not place.name:
             await self._refresh()
@@ -283,6 +293,8 @@ class Tree:
             if offset == 0 and handle == CLUSTER:
                 await self._refresh()
             return _fill(self._list_root(offset, local=handle == LOCAL), size)
+        if system_of(request.node) == SYSVIPC:
+            return _fill(_list_tables(offset), size)
         place, node, _ = self._find(request.node)
         if not place.name:
             names = [(name, mode) for name, mode in NAMES.items() if _exists(name)]
@@ -311,8 +323,8 @@ class Tree:
         names = sorted(os.listdir("/proc"))
         others = [".", "..", *(name for name in names if not name.isdigit())]
         for number, name in enumerate(others[offset:] if offset < PIDS else [], offset + 1):
-            if name in {".", "..", *SYSTEM}:
-                kind = FOLDER if name.startswith(".") else FILES
+            if name in {".", "..", *SYSTEM, SYSVIPC}:
+                kind = FILES if name in SYSTEM else FOLDER
                 yield fuse.NO_ENTRY + fuse.pack_dirent(name, number, kind)
                 continue
             with contextlib.suppress(FileNotFoundError):
@@ -334,6 +346,14 @@ class Tree:
                 continue
             number = entry.attributes.node
             yield entry.pack() + fuse.pack_dirent(str(pid), PIDS + pid + 1, FOLDER, number)
+
+
+def _list_tables(offset: int) -> Iterator[bytes]:
+    names = [(".", FOLDER), ("..", FOLDER)]
+    names += [(name.partition("/")[2], FILES) for name in TABLES]
+    for number, (name, mode) in enumerate(names, 1):
+        if number > offset:
+            yield fuse.NO_ENTRY + fuse.pack_dirent(name, number, mode)
 
 
 def _exists(name: str) -> bool:
