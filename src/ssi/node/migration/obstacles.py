@@ -21,7 +21,7 @@ from ssi.common import wire
 from ssi.common.wire import Message
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
-from ssi.node.migration import locks, sockets
+from ssi.node.migration import locks, semaphores, sockets
 from ssi.node.migration.criu import CannotMove
 from ssi.node.migration.stops import find_stop
 from ssi.node.pids import RANGE
@@ -205,6 +205,7 @@ def _find_states(pid: int, usual: Usual) -> Iterator[str]:
         yield f"process {tracer} traces it"
     elif fields["State"][0] == "T" and (name := _FOR_THE_TERMINAL.get(find_stop(pid))):
         yield f"it was stopped by {name}: it waits for its turn at the terminal"
+    yield from semaphores.find_obstacles(pid)
     for traced in _find_traced(pid):
         yield f"it traces process {traced}"
     if int(fields["Seccomp"][0]) == 1 or int(fields["Seccomp_filters"][0]) > usual.filters:
