@@ -133,6 +133,8 @@ class Outcome:
 
 
 LOST = Outcome(-errno.EIDRM)
+GONE = Outcome(-errno.EINTR)
+"""The keeper was killed, as when its node leaves; who wanted something asks again."""
 
 ROOT = Caller(1, (0, 0, 0), (0, 0, 0), ())
 """In whose name this daemon asks."""
@@ -240,4 +242,4 @@ class IpcKeeper:
         """It was killed, and has undone all that there was."""
         self.held.clear()
         for key in list(self._waiting):
-            self._end(key, Outcome(-errno.EINTR))
+            self._end(key, GONE)

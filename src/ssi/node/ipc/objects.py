@@ -18,6 +18,7 @@ from ssi.node.ics.ics import Ics
 from ssi.node.ipc.keeper import (
     CONTROLS,
     GETS,
+    GONE,
     MAX_NUMBER,
     ROOT,
     Call,
@@ -98,7 +99,7 @@ class Objects:
                 self._note_shared(wish.call, wish.object)
             snapshot = other and changes(wish)
             outcome = await self._keeper.do(owner, number, wish, snapshot=snapshot)
-        return {"lost": False, **outcome.dump()}
+        return {"lost": True} if outcome is GONE else {"lost": False, **outcome.dump()}
 
     # -- keys ------------------------------------------------------------------------------------
 
