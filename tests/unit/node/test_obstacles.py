@@ -19,6 +19,7 @@ from ssi.node.migration.obstacles import NAMESPACES, Usual, check_right, list_ob
 from ssi.node.migration.stops import find_stop
 from ssi.node.process import descriptors
 from ssi.node.process.caller import Caller, read_caller
+from support.clusters import wait_until
 
 HEAD = "import ctypes, os, select, signal, socket, sys, mmap\n"
 TAIL = "\nprint('ready', flush=True)\nsys.stdin.read()\n"
@@ -113,6 +114,11 @@ def test_an_obstacle_has_a_name(code: str, words: str, monkeypatch: pytest.Monke
     assert any(re.fullmatch(words, line) for line in found), found
 
 
+def sleeps(pid: int) -> bool:
+    """Tell whether a process waits for a signal."""
+    return Path(f"/proc/{pid}/syscall").read_text().startswith("34 ")
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -145,12 +151,18 @@ def test_a_pair_with_another_process(
     monkeypatch.setattr(descriptors, "origin_of", lambda _: 1)
     with running(code) as process:
         child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        wait_until(lambda: sleeps(child), "the child has done its part")
         found = list_obstacles(process.pid, usual())
         saved = list_obstacles(process.pid, usual(), to_leave=False)
         os.kill(child, signal.SIGKILL)
         assert found == [word.format(child=child, parent=process.pid) for word in words]
         if "if not os.fork(): a.close()" in code and "_UNIX" not in code:
             assert saved == ["descriptor 3 is a Unix socket to another process"]
+
+
+def state_of(pid: int) -> str:
+    """Return a process's state, as in /proc."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_who_stopped_a_process() -> None:
@@ -164,9 +176,8 @@ def test_who_stopped_a_process() -> None:
                 ["it was stopped by SIGTTIN: it waits for its turn at the terminal"]
                 if number == signal.SIGTTIN else []
             )  # fmt: skip
-            # It is stopped as it was.
-            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            assert state == "T"
+            # It is stopped as it was, as soon as it has a processor.
+            wait_until(lambda: state_of(process.pid) == "T", "it is stopped")
             os.kill(process.pid, signal.SIGCONT)
 
 
