@@ -61,7 +61,7 @@ static bool keeper_begin(const char *name, const char *path)
 }
 
 /* What is numbered from here on has no number that something had in a keeper before this one. */
-static uint32_t keeper_first_number(void)
+static inline uint32_t keeper_first_number(void)
 {
 	struct timespec now = { 0 };
 

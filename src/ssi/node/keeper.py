@@ -10,17 +10,24 @@ import collections
 import logging
 import os
 import socket
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssi.common.changes import Changes
 from ssi.node.processes import start_process
+from ssi.node.state.view import View
 from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 AGAIN_S = 0.5
+
+
+def owner_of(view: View, node: int) -> int:
+    """Return what keepers call a node, in one of its lives."""
+    return zlib.crc32(view.boot_of(node).encode()) & 0xFFFFFF00 | node
 
 
 class Keeper:

@@ -31,6 +31,8 @@ IPC_KEEPER = "usr/lib/ssi/ipckeeper"
 
 RELAY = "usr/lib/ssi/relay"
 
+UNIX_KEEPER = "usr/lib/ssi/unixkeeper"
+
 PYTHON_PACKAGE = "usr/lib/python3/dist-packages/ssi"
 """Where Debian's Python looks for modules of any version of its."""
 
@@ -68,6 +70,7 @@ PRODUCTS = (
     Product(DEVICE_KEEPER, "devicekeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(IPC_KEEPER, "ipckeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(RELAY, "relay.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(UNIX_KEEPER, "unixkeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(HOMECOMING, "criu/homecoming.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(PAGER, "criu/pager.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product("usr/bin/checkpoint", "checkpoint.c", ("-static", "-Wl,-z,relro,-z,now")),
@@ -102,6 +105,7 @@ INCLUDED = (
     "devicekeeper.h",
     "ipckeeper.h",
     "relay.h",
+    "unixkeeper.h",
     "libssi/libssi.map",
     "criu/become.h",
     "criu/move.h",

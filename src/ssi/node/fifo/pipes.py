@@ -6,7 +6,6 @@ import asyncio
 import collections
 import contextlib
 import os
-import zlib
 
 from ssi.common import wire
 from ssi.common.errors import NodeLost
@@ -16,6 +15,7 @@ from ssi.node.fifo.homes import Homes
 from ssi.node.fifo.keeper import MAX_DATA, EndKeeper, Flag, Order, Wish
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
+from ssi.node.keeper import owner_of
 from ssi.node.process.asking import Asking
 from ssi.node.state.fifos import check_name
 from ssi.node.state.state import State
@@ -29,11 +29,6 @@ GATHERED = 1 << 62
 
 MAX_CONTROL = 256
 FLAGS = os.O_ACCMODE | os.O_NONBLOCK
-
-
-def owner_of(view: View, node: int) -> int:
-    """Return what the keeper calls a node, in one of its lives."""
-    return zlib.crc32(view.boot_of(node).encode()) & 0xFFFFFF00 | node
 
 
 class Pipes:

@@ -106,7 +106,7 @@ def ask_unix(inode: int) -> Socket:
     if kind != _BY_FAMILY:
         return Socket()
     _, type_, state, *_ = _TOLD.unpack_from(said, _HEAD.size)
-    found = dict(_attributes(said[_HEAD.size + _TOLD.size : length]))
+    found = dict(read_attributes(said[_HEAD.size + _TOLD.size : length]))
     return Socket(
         type_, state,
         peer=_NUMBER.unpack(found.get(_PEER, bytes(_NUMBER.size)))[0],
@@ -116,7 +116,8 @@ def ask_unix(inode: int) -> Socket:
     )  # fmt: skip
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def read_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the attributes of a netlink message: kinds and data."""
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)

@@ -66,6 +66,7 @@ class _Do(enum.IntEnum):
     RELEASE = 18
     SYNC = 20
     INTERRUPT = 36
+    BMAP = 37
     IOCTL = 39
     POLL = 40
     SEEK = 46
@@ -274,6 +275,27 @@ class DeviceOwner(Owner, Protocol):
         """Take it that the kernel has the answer to a request."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sought:
+    """A Unix socket that somebody looks for, and that this kernel does not have."""
+
+    number: int
+    """The request's."""
+    thread: int
+    """Who looks for it."""
+    inode: int
+    file: bytes
+    """Its handle, as the kernel has it."""
+    kind: int
+    """SOCK_STREAM and so on."""
+    nonblock: bool
+
+
+FindSocket = Callable[[Sought], Awaitable[int]]
+"""Returns the number of a socket of this node that stands for it; raises OSError. It is cancelled
+if who looks for it is interrupted. image/kernel/patches/unix-elsewhere.patch"""
+
+
 def get_descriptor(process: int, fd: int) -> int:
     """Return a duplicate of another process's descriptor; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -293,6 +315,8 @@ class Device:
         self._reopen: Reopen | None = None
         self._fifos: FifoOwner | None = None
         self._foreign: DeviceOwner | None = None
+        self._find_socket: FindSocket | None = None
+        self._finding: dict[int, asyncio.Future[int]] = {}
         self._fd = -1
         self._opening: dict[int, int] = {}
         """The handle that each thread of ours is opening the device for."""
@@ -331,6 +355,10 @@ class Device:
         """Have `owner` do what is done to the devices of other nodes."""
         self._foreign = self.owners[Kind.DEVICE] = owner
         self.on_answered.append(owner.settle)
+
+    def serve_sockets(self, find: FindSocket) -> None:
+        """Have `find` asked for Unix sockets of the root that this kernel does not have."""
+        self._find_socket = find
 
     def _wake_all(self) -> None:
         """Have asked again who waited for events that the daemon before this one watched for."""
@@ -387,7 +415,9 @@ class Device:
         if operation == _Do.INTERRUPT:
             self._interrupt(*_HANDLE.unpack_from(body))
             return
-        if operation == _Do.OPEN and node and len(body) == _OPEN.size:
+        if operation == _Do.BMAP:
+            serving = self._serve_socket(unique, node, thread, body)
+        elif operation == _Do.OPEN and node and len(body) == _OPEN.size:
             serving = self._open_foreign(unique, node, thread, body)
         elif operation == _Do.RELEASE and Kind.of(*_HANDLE.unpack_from(body)) is Kind.DEVICE:
             serving = self._close_foreign(body)
@@ -402,6 +432,8 @@ class Device:
         task.add_done_callback(self._tasks.discard)
 
     def _interrupt(self, unique: int) -> None:
+        if finding := self._finding.get(unique):
+            finding.cancel()
         if wanted := self._under_way.get(unique):
             cancelling = self._owner_of(wanted.handle).cancel(wanted)
             task = asyncio.get_running_loop().create_task(cancelling)
@@ -514,6 +546,24 @@ class Device:
         wanted = Wanted(unique & ~RESENT, handle, thread, nonblock=False)
         self._under_way[unique] = wanted
         return (await self._foreign.sync(wanted)).value, b""
+
+    async def _serve_socket(
+        self, unique: int, inode: int, thread: int, body: bytes
+    ) -> tuple[int, bytes]:
+        assert self._find_socket
+        flags, kind = _OPEN.unpack_from(body)
+        sought = Sought(
+            unique & ~RESENT, thread, inode, body[_OPEN.size :], kind, bool(flags & os.O_NONBLOCK)
+        )
+        self._finding[unique] = finding = asyncio.ensure_future(self._find_socket(sought))
+        try:
+            await asyncio.wait([finding])
+        finally:
+            finding.cancel()
+            del self._finding[unique]
+        if finding.cancelled():
+            return -errno.EINTR, b""
+        return 0, _OPENED.pack(finding.result(), 0, 0)
 
     def _remember_polled(self, handle: int, kernel_handle: int) -> None:
         if kernel_handle not in (polled := self._polled.setdefault(handle, set())):

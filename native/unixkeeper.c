@@ -1,0 +1,920 @@
+/*
+ * unixkeeper SOCKET ROOT: connections by named Unix sockets whose ends are on two nodes.
+ *
+ * On the node of the server this process connects to it for the client, on the client's it is what he is
+ * connected to; between the two keepers a line, of TCP, carries the bytes. The daemons bring all that
+ * together and may be killed then: what is connected goes on. Runs as root in the ramdisk's mount
+ * namespace: the kernel asks nobody about what is connected from there, and each end is made as the
+ * user and with the PID of who is at the other one.
+ */
+#define _GNU_SOURCE
+
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/sched.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+
+#include "keeper.h"
+#include "unixkeeper.h"
+
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+#define SIOCUNIXPID (0x89E0 + 1)	/* image/kernel/patches/unix-elsewhere.patch */
+
+enum {
+	PIECE = 64 * 1024,		/* bytes of a stream that go at once */
+	MOST_MESSAGE = 448 * 1024,	/* what a socket's buffer may hold at most */
+	ROOM_FOR_ENDS = 64,
+	MOST_PASSES = 8,		/* for one link, before others have their turn */
+	MOST_GROUPS = 1024,
+	MOST_DATA = sizeof(struct unix_file) + MOST_GROUPS * sizeof(uint32_t),
+	TICK_S = 5,
+	MOST_TICKS = 2,
+};
+
+enum state {
+	CONNECTING = 1,	/* a child does it */
+	CONNECTED = 2,	/* waits for its line */
+	AWAITED = 3,	/* the client is to come */
+	CARRIED = 4,
+	CLOSING = 5,	/* all has been said; the other side is to have read it */
+};
+
+struct buffer {
+	unsigned char *data;
+	size_t begin, end, room;
+};
+
+struct link {
+	struct link *next;
+	uint32_t role, owner, type;
+	uint64_t id;
+	enum state state;
+	int local, line;
+	int child_says;		/* of CONNECTING: an errno comes from there */
+	pid_t child;
+	struct unix_client client;
+	int process;		/* of datagrams: the client, who may send for as long as he lives */
+	unsigned int ticks;
+	struct buffer in, out;
+	size_t remaining;	/* bytes of a stream's frame that are still to come */
+	bool in_waits;		/* for room in the local socket */
+	bool in_broken;		/* nobody takes what comes */
+	bool local_ended;	/* nothing more is read from it */
+	bool line_ended;	/* nothing more comes from there */
+	bool line_mute;		/* nothing more goes there */
+};
+
+struct packet {
+	struct unix_order order;
+	unsigned char data[MOST_DATA];
+};
+
+static struct link *links;
+static int root_fd = -1, ticker = -1;
+
+/* -- what the daemon hears -------------------------------------------------------------------- */
+
+static void report(uint32_t kind, const struct link *link, int64_t result, const void *data, size_t length)
+{
+	const struct unix_report head = { .kind = kind, .role = link->role, .id = link->id, .result = result };
+
+	keeper_say(&head, sizeof(head), data, length, -1);
+}
+
+/* -- links ------------------------------------------------------------------------------------ */
+
+static struct link *find_link(uint32_t role, uint64_t id)
+{
+	struct link *link = links;
+
+	while (link && (link->role != role || link->id != id))
+		link = link->next;
+	return link;
+}
+
+static void close_one(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+static void end(struct link *link)
+{
+	struct link **place = &links;
+
+	while (*place != link)
+		place = &(*place)->next;
+	*place = link->next;
+	report(UNIX_GONE, link, 0, NULL, 0);
+	if (link->child_says >= 0) {
+		(void)kill(link->child, SIGKILL);
+		(void)waitpid(link->child, NULL, 0);
+	}
+	close_one(&link->local);
+	close_one(&link->line);
+	close_one(&link->child_says);
+	close_one(&link->process);
+	free(link->in.data);
+	free(link->out.data);
+	free(link);
+}
+
+static struct link *add_link(const struct unix_order *order)
+{
+	const size_t room = (order->type == SOCK_STREAM ? (size_t)PIECE : (size_t)MOST_MESSAGE) +
+		sizeof(struct unix_frame) + ROOM_FOR_ENDS;
+	struct link *link = calloc(1, sizeof(*link));
+
+	if (!link)
+		return NULL;
+	*link = (struct link){
+		.next = links, .role = order->role, .owner = order->owner, .type = order->type,
+		.id = order->id, .local = -1, .line = -1, .child_says = -1, .process = -1,
+		.in = { .data = malloc(room), .room = room },
+		.out = { .data = malloc(room), .room = room },
+	};
+	links = link;
+	return link;
+}
+
+static bool has_room(const struct link *link)
+{
+	return link->in.data && link->out.data;
+}
+
+static size_t length_of(const struct buffer *buffer)
+{
+	return buffer->end - buffer->begin;
+}
+
+static bool is_later(void)
+{
+	return errno == EAGAIN || errno == EINTR || errno == ENOBUFS;
+}
+
+static bool has_events(int fd, short events)
+{
+	struct pollfd poller = { .fd = fd, .events = events };
+
+	return poll(&poller, 1, 0) > 0 && poller.revents & events;
+}
+
+/* -- what is carried -------------------------------------------------------------------------- */
+
+static void put_frame(struct link *link, uint32_t kind)
+{
+	const struct unix_frame frame = { .kind = kind };
+	struct buffer *out = &link->out;
+
+	if (link->state != CARRIED || out->room - out->end < sizeof(frame))
+		return;
+	memcpy(out->data + out->end, &frame, sizeof(frame));
+	out->end += sizeof(frame);
+}
+
+/* The local one is closed, or as good as that. */
+static void begin_closing(struct link *link)
+{
+	put_frame(link, UNIX_CLOSED);
+	link->state = CLOSING;
+	close_one(&link->local);
+}
+
+static void flush(struct link *link)
+{
+	struct buffer *out = &link->out;
+
+	while (length_of(out) && !link->line_mute) {
+		const ssize_t sent = send(link->line, out->data + out->begin, length_of(out),
+					  MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (sent < 0 && is_later())
+			return;
+		if (sent < 0)
+			link->line_mute = true;
+		else
+			out->begin += (size_t)sent;
+	}
+	out->begin = out->end = 0;
+}
+
+/* Anybody may send to a socket whose name he has seen: only what is of the client's user counts. */
+static bool is_clients(const struct link *link, struct msghdr *message)
+{
+	struct cmsghdr *head;
+
+	if (link->type != SOCK_DGRAM)
+		return true;
+	for (head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
+		struct ucred sender;
+
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_CREDENTIALS)
+			continue;
+		memcpy(&sender, CMSG_DATA(head), sizeof(sender));
+		return sender.uid == link->client.uid;
+	}
+	return false;
+}
+
+/* Takes what the local one has said, one piece at a time; returns whether there was something. */
+static bool fill_out(struct link *link)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct buffer *out = &link->out;
+	struct unix_frame frame = { .kind = UNIX_DATA };
+	struct iovec part = {
+		.iov_base = out->data + sizeof(frame), .iov_len = out->room - sizeof(frame) - ROOM_FOR_ENDS,
+	};
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+	};
+	ssize_t got;
+
+	if (length_of(out) || link->local_ended)
+		return false;
+	got = recvmsg(link->local, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (got < 0 && is_later()) {
+		if (link->process >= 0 && has_events(link->process, POLLIN))
+			begin_closing(link);
+		return false;
+	}
+	if (got < 0 || (!got && (link->type == SOCK_STREAM ||
+				 (link->type == SOCK_SEQPACKET && has_events(link->local, POLLRDHUP))))) {
+		link->local_ended = true;
+		put_frame(link, UNIX_WRITE_ENDED);
+		return true;
+	}
+	if (!is_clients(link, &message))
+		return true;
+	frame.length = (uint32_t)got;
+	memcpy(out->data, &frame, sizeof(frame));
+	out->end = sizeof(frame) + (size_t)got;
+	return true;
+}
+
+static bool fill_in(struct link *link)
+{
+	struct buffer *in = &link->in;
+	ssize_t got;
+
+	if (link->in_waits || link->line_ended)
+		return false;
+	memmove(in->data, in->data + in->begin, length_of(in));
+	in->end -= in->begin;
+	in->begin = 0;
+	got = recv(link->line, in->data + in->end, in->room - in->end, MSG_DONTWAIT);
+	if (got < 0 && is_later())
+		return false;
+	if (got <= 0)
+		link->line_ended = true;
+	else
+		in->end += (size_t)got;
+	return true;
+}
+
+/* Gives `size` bytes to the local one; returns how many are done with. */
+static size_t give(struct link *link, size_t size)
+{
+	ssize_t sent;
+
+	if (link->in_broken)
+		return size;
+	sent = send(link->local, link->in.data + link->in.begin, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (sent >= 0)
+		return (size_t)sent;
+	if (is_later()) {
+		link->in_waits = true;
+		return 0;
+	}
+	if (link->type == SOCK_DGRAM && errno == EMSGSIZE)
+		return size;
+	link->in_broken = true;
+	put_frame(link, UNIX_READ_ENDED);
+	return size;
+}
+
+/* Does what a whole frame without data says; returns false if the link is at an end. */
+static bool obey_frame(struct link *link, uint32_t kind)
+{
+	switch (kind) {
+	case UNIX_WRITE_ENDED:
+		(void)shutdown(link->local, SHUT_WR);
+		return true;
+	case UNIX_READ_ENDED:
+		(void)shutdown(link->local, SHUT_RD);
+		link->local_ended = true;
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Does what has come; returns false if the link is at an end. */
+static bool deliver(struct link *link)
+{
+	struct buffer *in = &link->in;
+	struct unix_frame frame;
+
+	link->in_waits = false;
+	while (!link->in_waits) {
+		if (link->remaining) {
+			const size_t here = length_of(in), most = here < link->remaining ? here : link->remaining;
+			const size_t done = most ? give(link, most) : 0;
+
+			if (!most)
+				return true;
+			in->begin += done;
+			link->remaining -= done;
+			continue;
+		}
+		if (length_of(in) < sizeof(frame))
+			return true;
+		memcpy(&frame, in->data + in->begin, sizeof(frame));
+		if (frame.kind != UNIX_DATA) {
+			in->begin += sizeof(frame);
+			if (!obey_frame(link, frame.kind))
+				return false;
+		} else if (link->type == SOCK_STREAM) {
+			in->begin += sizeof(frame);
+			link->remaining = frame.length;
+		} else {
+			if (frame.length > in->room - sizeof(frame))
+				return false;
+			if (length_of(in) < sizeof(frame) + frame.length)
+				return true;
+			in->begin += sizeof(frame);
+			(void)give(link, frame.length);
+			if (link->in_waits)
+				in->begin -= sizeof(frame);
+			else
+				in->begin += frame.length;
+		}
+	}
+	return true;
+}
+
+static bool is_over(struct link *link)
+{
+	if (link->type == SOCK_DGRAM)
+		return link->in_broken;
+	return link->local_ended && !length_of(&link->out) && has_events(link->local, POLLHUP);
+}
+
+/* Nobody is left here: what comes is thrown away, until the other side has ended it. */
+static void finish(struct link *link)
+{
+	flush(link);
+	if (!length_of(&link->out))
+		(void)shutdown(link->line, SHUT_WR);
+	for (;;) {
+		const ssize_t got = recv(link->line, link->in.data, link->in.room, MSG_DONTWAIT);
+
+		if (got < 0 && is_later())
+			return;
+		if (got <= 0)
+			break;
+	}
+	end(link);
+}
+
+/* Does what can be done now; it may be gone then. */
+static void run(struct link *link)
+{
+	bool goes_on = true;
+
+	for (int pass = 0; goes_on && pass < MOST_PASSES && link->state == CARRIED; pass++) {
+		goes_on = fill_in(link);
+		if (!deliver(link) || (link->line_ended && !link->in_waits)) {
+			end(link);
+			return;
+		}
+		goes_on |= fill_out(link);
+		flush(link);
+		if (link->state == CARRIED && is_over(link))
+			begin_closing(link);
+	}
+	if (link->state == CLOSING)
+		finish(link);
+}
+
+static void carry(struct link *link)
+{
+	const int flags = fcntl(link->local, F_GETFL);
+
+	(void)fcntl(link->local, F_SETFL, flags | O_NONBLOCK);
+	link->state = CARRIED;
+	run(link);
+}
+
+/* Who does not read for long has not died: the daemon says who has. */
+static void take_line(struct link *link, int line)
+{
+	const int none = 0;
+
+	(void)setsockopt(line, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none));
+	(void)setsockopt(line, SOL_SOCKET, SO_KEEPALIVE, &none, sizeof(none));
+	link->line = line;
+}
+
+/* -- as others -------------------------------------------------------------------------------- */
+
+/*
+ * Has a socket that connects, or is connected to, say this PID. A number that nobody has here is given to
+ * a process for a moment; if somebody has it, he stands for this very process.
+ */
+static void set_pid(int fd, pid_t pid)
+{
+	struct clone_args args = {
+		.exit_signal = SIGCHLD, .set_tid = (uint64_t)(uintptr_t)&pid, .set_tid_size = 1,
+	};
+	pid_t child;
+
+	if (pid <= 0)
+		return;
+	child = (pid_t)syscall(__NR_clone3, &args, sizeof(args));
+	if (!child)
+		_exit(0);
+	(void)ioctl(fd, SIOCUNIXPID, (long)pid);
+	if (child > 0)
+		(void)waitpid(child, NULL, 0);
+}
+
+static int take_groups(const struct unix_order *order, const unsigned char *groups)
+{
+	gid_t room[MOST_GROUPS];
+
+	memcpy(room, groups, order->groups * sizeof(gid_t));
+	return setgroups(order->groups, room);
+}
+
+/* A descriptor cannot go along: who sends one is to hear that. */
+static int make_socket(const struct unix_order *order)
+{
+	const int none = 0, fd = socket(AF_UNIX, (int)order->type | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -1;
+	(void)setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &none, sizeof(none));
+	set_pid(fd, order->pid);
+	return fd;
+}
+
+/* -- for clients of other nodes --------------------------------------------------------------- */
+
+static int open_file(const struct unix_file *file)
+{
+	union {
+		struct file_handle head;
+		unsigned char room[sizeof(struct file_handle) + sizeof(file->handle)];
+	} handle = { 0 };
+
+	handle.head.handle_bytes = file->words * (uint32_t)sizeof(file->handle[0]);
+	handle.head.handle_type = (int)file->type;
+	memcpy(handle.head.f_handle, file->handle, sizeof(file->handle));
+	return open_by_handle_at(root_fd, &handle.head, O_PATH | O_CLOEXEC);
+}
+
+static int connect_as(const struct unix_order *order, const unsigned char *data, int fd)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct unix_file file;
+	int found;
+
+	memcpy(&file, data, sizeof(file));
+	found = open_file(&file);
+	if (found < 0)
+		return errno == ESTALE ? ECONNREFUSED : errno;
+	if (take_groups(order, data + sizeof(file)) || setresgid(order->gid, order->gid, order->gid) ||
+	    setresuid(order->uid, order->uid, order->uid))
+		return errno;
+	(void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d", found);
+	return connect(fd, (const struct sockaddr *)&address, sizeof(address)) ? errno : 0;
+}
+
+/* It may wait, for the server or for the root. The copies of all else are given back first. */
+static _Noreturn void be_child(const struct unix_order *order, const unsigned char *data, int fd, int says)
+{
+	int error;
+
+	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (dup2(root_fd, 0) < 0 || dup2(says, 1) < 0 || dup2(fd, 2) < 0)
+		_exit(1);
+	root_fd = 0;
+	(void)close_range(3, UINT_MAX, 0);
+	if (order->flags & UNIX_NONBLOCK)
+		(void)fcntl(2, F_SETFL, O_RDWR | O_NONBLOCK);
+	error = connect_as(order, data, 2);
+	(void)!write(1, &error, sizeof(error));
+	_exit(0);
+}
+
+static void begin_connect(const struct unix_order *order, const unsigned char *data)
+{
+	struct link *link = add_link(order);
+	int says[2];
+
+	if (!link)
+		return;
+	link->state = CONNECTING;
+	link->local = make_socket(order);
+	if (!has_room(link) || link->local < 0 || pipe2(says, O_CLOEXEC)) {
+		report(UNIX_RESULT, link, ENOMEM, NULL, 0);
+		end(link);
+		return;
+	}
+	link->child = fork();
+	if (!link->child)
+		be_child(order, data, link->local, says[1]);
+	close(says[1]);
+	link->child_says = says[0];
+	if (link->child < 0) {
+		close_one(&link->child_says);
+		report(UNIX_RESULT, link, EAGAIN, NULL, 0);
+		end(link);
+	}
+}
+
+struct listening {
+	struct unix_peer peer;
+	gid_t groups[MOST_GROUPS];
+};
+
+/* Who listens: PID, user, group and their groups; returns the size. */
+static size_t read_peer(int fd, struct listening *listening)
+{
+	socklen_t size = sizeof(listening->peer), groups = sizeof(listening->groups);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &listening->peer, &size))
+		return 0;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, listening->groups, &groups))
+		groups = 0;
+	return sizeof(listening->peer) + groups;
+}
+
+static void end_connect(struct link *link)
+{
+	static struct listening listening;
+	int error = EINTR;
+
+	if (read(link->child_says, &error, sizeof(error)) != sizeof(error))
+		error = EINTR;
+	(void)waitpid(link->child, NULL, 0);
+	close_one(&link->child_says);
+	if (error) {
+		report(UNIX_RESULT, link, error, NULL, 0);
+		end(link);
+		return;
+	}
+	link->state = CONNECTED;
+	link->local_ended = link->type == SOCK_DGRAM;
+	report(UNIX_RESULT, link, 0, &listening, read_peer(link->local, &listening));
+}
+
+/* -- for clients of this node ----------------------------------------------------------------- */
+
+static void set_ticker(bool on)
+{
+	const struct itimerspec every = {
+		.it_value = { .tv_sec = on ? TICK_S : 0 }, .it_interval = { .tv_sec = on ? TICK_S : 0 },
+	};
+
+	(void)timerfd_settime(ticker, 0, &every, NULL);
+}
+
+static int bind_as(const struct unix_order *order, const unsigned char *groups, int fd)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	const int length = snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "ssi.%016llx",
+				    (unsigned long long)order->number);
+	const socklen_t size = (socklen_t)offsetof(struct sockaddr_un, sun_path) + 1 + (socklen_t)length;
+	const int told = 1;
+
+	if (order->type == SOCK_DGRAM)
+		return setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &told, sizeof(told)) ||
+			bind(fd, (const struct sockaddr *)&address, size) ? errno : 0;
+	if (take_groups(order, groups) || setegid(order->gid) || seteuid(order->uid) ||
+	    bind(fd, (const struct sockaddr *)&address, size) || listen(fd, 1))
+		return errno;
+	return 0;
+}
+
+static void begin_listen(const struct unix_order *order, const unsigned char *data, int line)
+{
+	struct link *link = find_link(order->role, order->id);
+	int error;
+
+	/* The daemon that ordered it first has died. */
+	if (link)
+		end(link);
+	link = add_link(order);
+	if (!link) {
+		close(line);
+		return;
+	}
+	memcpy(&link->client, data, sizeof(link->client));
+	take_line(link, line);
+	link->state = AWAITED;
+	link->local = make_socket(order);
+	error = link->local < 0 || !has_room(link) ? ENOMEM : bind_as(order, data + sizeof(link->client), link->local);
+	if (seteuid(0) || setegid(0) || setgroups(0, NULL))
+		abort();
+	if (!error && link->type == SOCK_DGRAM) {
+		link->process = pidfd_open(link->client.pid, 0);
+		error = link->process < 0 ? ESRCH : 0;
+	}
+	report(UNIX_RESULT, link, error, NULL, 0);
+	if (error)
+		end(link);
+	else if (link->type == SOCK_DGRAM)
+		carry(link);
+	else
+		set_ticker(true);
+}
+
+static void await_client(struct link *link)
+{
+	struct ucred peer = { 0 };
+	socklen_t size = sizeof(peer);
+	const int come = accept4(link->local, NULL, NULL, SOCK_CLOEXEC);
+
+	if (come < 0)
+		return;
+	if (getsockopt(come, SOL_SOCKET, SO_PEERCRED, &peer, &size) || peer.pid != link->client.pid ||
+	    peer.uid != link->client.uid) {
+		close(come);
+		return;
+	}
+	close(link->local);
+	link->local = come;
+	carry(link);
+}
+
+/* Who was killed does not come. */
+static void look_after_awaited(void)
+{
+	bool any = false;
+	uint64_t times;
+
+	(void)!read(ticker, &times, sizeof(times));
+	for (struct link *link = links, *next; link; link = next) {
+		next = link->next;
+		if (link->state != AWAITED)
+			continue;
+		if (++link->ticks > MOST_TICKS)
+			end(link);
+		else
+			any = true;
+	}
+	if (!any)
+		set_ticker(false);
+}
+
+/* -- what is ordered -------------------------------------------------------------------------- */
+
+static bool is_alive(uint32_t owner, const unsigned char *owners, size_t length)
+{
+	for (size_t at = 0; at + sizeof(owner) <= length; at += sizeof(owner))
+		if (!memcmp(owners + at, &owner, sizeof(owner)))
+			return true;
+	return false;
+}
+
+/* What has come from those that are lost is read to the end. */
+static void lose_others(const unsigned char *owners, size_t length)
+{
+	for (struct link *link = links, *next; link; link = next) {
+		next = link->next;
+		if (is_alive(link->owner, owners, length))
+			continue;
+		if (link->state == CARRIED || link->state == CLOSING)
+			(void)shutdown(link->line, SHUT_RDWR);
+		else
+			end(link);
+	}
+}
+
+static bool is_whole(const struct packet *packet, size_t length)
+{
+	const struct unix_order *order = &packet->order;
+	const size_t before = order->kind == UNIX_CONNECT ? sizeof(struct unix_file) : sizeof(struct unix_client);
+	struct unix_file file;
+
+	if (order->groups > MOST_GROUPS || length != before + order->groups * sizeof(gid_t))
+		return false;
+	memcpy(&file, packet->data, sizeof(file));
+	return order->kind == UNIX_LISTEN || file.words <= 8;
+}
+
+static void obey(const struct packet *packet, size_t length, int fd)
+{
+	const struct unix_order *order = &packet->order;
+	struct link *link = find_link(order->role, order->id);
+
+	switch (order->kind) {
+	case UNIX_CONNECT:
+		if (is_whole(packet, length))
+			begin_connect(order, packet->data);
+		break;
+	case UNIX_LISTEN:
+		if (!is_whole(packet, length) || fd < 0)
+			break;
+		begin_listen(order, packet->data, fd);
+		return;
+	case UNIX_CARRY:
+		if (!link || link->state != CONNECTED || fd < 0)
+			break;
+		take_line(link, fd);
+		carry(link);
+		return;
+	case UNIX_DROP:
+		if (link)
+			end(link);
+		break;
+	case UNIX_ALIVE:
+		lose_others(packet->data, length);
+		break;
+	default:
+		break;
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+/* -- the daemon ------------------------------------------------------------------------------- */
+
+/* What the one before has begun nobody goes on with: whoever asked asks again. */
+static void take_daemon(void)
+{
+	const struct unix_report told = { .kind = UNIX_TOLD };
+
+	if (!keeper_take_daemon())
+		return;
+	for (struct link *link = links, *next; link; link = next) {
+		next = link->next;
+		if (link->state == CONNECTING || link->state == CONNECTED)
+			end(link);
+	}
+	keeper_say(&told, sizeof(told), NULL, 0, -1);
+}
+
+static void hear_daemon(void)
+{
+	static struct packet packet;
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = { .iov_base = &packet, .iov_len = sizeof(packet) };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+	};
+	const ssize_t got = recvmsg(keeper_daemon, &message, MSG_CMSG_CLOEXEC);
+	struct cmsghdr *head = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+	int fd = -1;
+
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+		memcpy(&fd, CMSG_DATA(head), sizeof(fd));
+	if (got <= 0)
+		keeper_lose_daemon();
+	else if ((size_t)got >= sizeof(packet.order))
+		obey(&packet, (size_t)got - sizeof(packet.order), fd);
+	else if (fd >= 0)
+		close(fd);
+}
+
+static struct pollfd poll_local(const struct link *link)
+{
+	struct pollfd poller = { .fd = link->local };
+	const bool reads = !link->local_ended && !length_of(&link->out);
+
+	if (link->state == CONNECTING)
+		return (struct pollfd){ .fd = link->child_says, .events = POLLIN };
+	if (link->state == AWAITED)
+		return (struct pollfd){ .fd = link->local, .events = POLLIN };
+	if (link->state != CARRIED)
+		return (struct pollfd){ .fd = -1 };
+	poller.events = (short)((reads ? POLLIN : 0) | (link->in_waits ? POLLOUT : 0));
+	/* That it is closed is of interest once nothing is to be sent before. */
+	if (!poller.events && (!link->local_ended || length_of(&link->out) || link->type == SOCK_DGRAM))
+		poller.fd = -1;
+	return poller;
+}
+
+static struct pollfd poll_line(const struct link *link)
+{
+	struct pollfd poller = { .fd = link->line };
+
+	if (link->state != CARRIED && link->state != CLOSING)
+		return (struct pollfd){ .fd = -1 };
+	poller.events = (short)((length_of(&link->out) ? POLLOUT : 0) | (link->in_waits ? 0 : POLLIN));
+	if (!poller.events || link->line_ended)
+		poller.fd = -1;
+	return poller;
+}
+
+static struct pollfd poll_process(const struct link *link)
+{
+	return (struct pollfd){ .fd = link->state == CARRIED ? link->process : -1, .events = POLLIN };
+}
+
+enum { TICKER = KEEPER_OTHERS, LINKS, OF_EACH = 3 };
+
+struct polled {
+	struct pollfd *pollers;
+	size_t room;
+};
+
+/* Returns how many links are polled; those beyond what there is memory for wait. */
+static size_t list_polled(struct polled *polled)
+{
+	size_t count = 0;
+
+	polled->pollers[TICKER] = (struct pollfd){ .fd = ticker, .events = POLLIN };
+	for (const struct link *link = links; link; link = link->next, count++) {
+		struct pollfd *place;
+
+		if (LINKS + OF_EACH * (count + 1) > polled->room) {
+			const size_t room = 2 * polled->room;
+			void *more = realloc(polled->pollers, room * sizeof(*polled->pollers));
+
+			if (!more)
+				break;
+			polled->pollers = more;
+			polled->room = room;
+		}
+		place = polled->pollers + LINKS + OF_EACH * count;
+		place[0] = poll_local(link);
+		place[1] = poll_line(link);
+		place[2] = poll_process(link);
+	}
+	return count;
+}
+
+static void attend(struct link *link)
+{
+	if (link->state == CONNECTING)
+		end_connect(link);
+	else if (link->state == AWAITED)
+		await_client(link);
+	else
+		run(link);
+}
+
+static void step(struct polled *polled)
+{
+	const size_t count = list_polled(polled);
+	const struct pollfd *pollers = polled->pollers, *place = pollers + LINKS;
+	struct link *link = links, *next;
+
+	if (keeper_poll(polled->pollers, LINKS + OF_EACH * count, -1) < 0)
+		return;
+	/* What they do ends none but themselves. */
+	for (size_t i = 0; i < count; i++, place += OF_EACH, link = next) {
+		next = link->next;
+		if (place[0].revents || place[1].revents || place[2].revents)
+			attend(link);
+	}
+	if (pollers[TICKER].revents)
+		look_after_awaited();
+	if (pollers[KEEPER_DAEMON].revents)
+		hear_daemon();
+	if (pollers[KEEPER_LISTENER].revents)
+		take_daemon();
+}
+
+int main(int argc, char **argv)
+{
+	struct polled polled = { .room = 256 };
+
+	if (argc != 3) {
+		(void)fprintf(stderr, "usage: unixkeeper SOCKET ROOT\n");
+		return 2;
+	}
+	root_fd = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ticker = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	polled.pollers = calloc(polled.room, sizeof(*polled.pollers));
+	if (root_fd < 0 || ticker < 0 || !polled.pollers) {
+		(void)fprintf(stderr, "unixkeeper: %s: %s\n", argv[2], strerror(errno));
+		return 1;
+	}
+	if (!keeper_begin("unixkeeper", argv[1]))
+		return 1;
+	for (;;)
+		step(&polled);
+}

@@ -1,0 +1,76 @@
+/*
+ * What the keeper of connections by named Unix sockets and the node daemon say to each other: packets on a
+ * Unix socket, of this machine's byte order. ssi.node.unix.keeper is the same in Python.
+ */
+#ifndef SSI_UNIXKEEPER_H
+#define SSI_UNIXKEEPER_H
+
+#include <stdint.h>
+
+enum unix_order_kind {
+	/* Each is answered by a RESULT. */
+	UNIX_CONNECT = 1,	/* data: struct unix_file, groups. For a client of another node, as who he is;
+				 * the result is an errno, with who listens (struct unix_peer, groups) */
+	UNIX_LISTEN = 2,	/* with the line to the other keeper; data: struct unix_client, groups. For a
+				 * client of this node, as who listens on the other */
+	/* These are not. */
+	UNIX_CARRY = 3,		/* with the line to the other keeper: of what is connected */
+	UNIX_DROP = 4,		/* nobody waits for it any more */
+	UNIX_ALIVE = 5,		/* data: owners, uint32_t; what others have is at an end */
+};
+
+enum { UNIX_NONBLOCK = 1 };	/* flags of CONNECT */
+
+enum unix_report_kind {
+	UNIX_RESULT = 1,	/* role, id, result, data */
+	UNIX_GONE = 2,		/* role, id: it has ended */
+	UNIX_TOLD = 3,		/* to a new daemon: here we are */
+};
+
+struct unix_order {
+	uint32_t kind;
+	uint32_t role;		/* CONNECT or LISTEN: what has made it; with the id it is its name */
+	uint64_t id;
+	uint64_t number;	/* of LISTEN: of its abstract name (image/kernel/patches/unix-elsewhere.patch) */
+	uint32_t owner;		/* the other node, in one of its lives */
+	uint32_t type, flags;
+	int32_t pid;		/* as whom it is made */
+	uint32_t uid, gid, groups;
+} __attribute__((packed));
+
+struct unix_report {
+	uint32_t kind, role;
+	uint64_t id;
+	int64_t result;
+} __attribute__((packed));
+
+/* A file handle, as the kernel has it in FUSE_BMAP. */
+struct unix_file {
+	uint32_t type, words;
+	uint32_t handle[8];
+} __attribute__((packed));
+
+/* Nobody else is let in. */
+struct unix_client {
+	int32_t pid;
+	uint32_t uid;
+} __attribute__((packed));
+
+struct unix_peer {
+	int32_t pid;
+	uint32_t uid, gid;
+} __attribute__((packed));
+
+/* On a line, before what it is about: */
+enum unix_frame_kind {
+	UNIX_DATA = 1,		/* bytes, or one message */
+	UNIX_WRITE_ENDED = 2,	/* nothing more comes */
+	UNIX_READ_ENDED = 3,	/* nothing more is taken */
+	UNIX_CLOSED = 4,	/* both; the last one. A line that ends without it has lost its node */
+};
+
+struct unix_frame {
+	uint32_t kind, length;
+} __attribute__((packed));
+
+#endif

@@ -1,0 +1,1 @@
+"""Unix sockets that are bound on the shared root: connections from other nodes."""
