@@ -19,7 +19,7 @@ from support.clusters import Cluster, wait_until
 A = TypeVar("A", bound="Actor")
 WITHIN_S = 60
 PORTS = itertools.count(4000)
-BUSY = {"open": 257, "read": 0, "write": 1, "close": 3, "poll": 7}
+BUSY = {"open": 257, "read": 0, "write": 1, "close": 3, "poll": 7, "connect": 42, "accept": 288}
 """System calls of x86-64 in which a thread waits."""
 
 # Each order is done by a thread of its own, which says its number first.
@@ -87,7 +87,65 @@ def pread(fd, size, offset):
 def pwrite(fd, text, offset):
     return os.pwrite(fd, text.encode("latin-1"), offset)
 
-DO = {"control": control, "pread": pread, "pwrite": pwrite, "lseek": os.lseek, "fsync": os.fsync,
+KINDS = {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "packet": socket.SOCK_SEQPACKET}
+
+def take(fd):
+    return socket.socket(fileno=fd)
+
+# Closed by its number, as everything.
+def give(one):
+    return one.detach()
+
+def at(fd, do):
+    one = take(fd)
+    try:
+        return do(one)
+    finally:
+        one.detach()
+
+def bind(path, kind="stream", backlog=8):
+    one = socket.socket(socket.AF_UNIX, KINDS[kind])
+    one.bind(path)
+    os.chmod(path, 0o777)
+    if kind != "dgram" and backlog is not None:
+        one.listen(backlog)
+    return give(one)
+
+def connect(path, kind="stream", nonblock=False):
+    one = socket.socket(socket.AF_UNIX, KINDS[kind])
+    one.setblocking(not nonblock)
+    one.connect(path)
+    one.setblocking(True)
+    return give(one)
+
+def accept(fd):
+    return at(fd, lambda one: give(one.accept()[0]))
+
+def get_words(fd, option):
+    got = at(fd, lambda one: one.getsockopt(socket.SOL_SOCKET, option, 256))
+    return array.array("I", got).tolist()
+
+def become(uid, gid, groups):
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+def send_to(path, text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.sendto(text.encode(), path)
+
+SOCKETS = {
+    "bind": bind, "connect": connect, "accept": accept, "become": become, "send_to": send_to,
+    "credentials": lambda fd: get_words(fd, socket.SO_PEERCRED),
+    "groups": lambda fd: get_words(fd, 59),
+    "names": lambda fd: at(fd, lambda one: [one.getsockname(), one.getpeername()]),
+    "shutdown": lambda fd, how: at(fd, lambda one: one.shutdown(how)),
+    "send_fd": lambda fd, given: at(fd, lambda one: socket.send_fds(one, [b"x"], [given])),
+    "chmod": os.chmod,
+}
+
+DO = {**SOCKETS,
+      "control": control, "pread": pread, "pwrite": pwrite, "lseek": os.lseek, "fsync": os.fsync,
       "openpty": lambda: [*(fds := os.openpty()), os.ttyname(fds[1])],
       "isatty": os.isatty, "open": os.open, "close": os.close,
       "mkfifo": os.mkfifo, "unlink": os.unlink,

@@ -10,9 +10,10 @@ from ssi.common import wire
 from ssi.common.wire import Message
 from ssi.node.devfs.keeper import MAX_DATA, NONBLOCK, DeviceKeeper, Order, Wish, pack_opening
 from ssi.node.devfs.places import MAX_I64, MAX_U32, check_path
-from ssi.node.fifo.pipes import MAX_NUMBER, owner_of
+from ssi.node.fifo.pipes import MAX_NUMBER
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
+from ssi.node.keeper import owner_of
 from ssi.node.process.caller import Caller
 from ssi.node.state.state import State
 from ssi.node.state.view import View
