@@ -70,3 +70,12 @@ def list_userland() -> list[int]:
 def start_of(pid: int) -> int:
     """Return when process `pid` began, in ticks since boot: with the PID it names one process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def read_status(pid: int) -> dict[str, list[str]]:
+    """Return the words of /proc/PID/status; raises ProcessLookupError."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise ProcessLookupError(pid) from error
+    return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}

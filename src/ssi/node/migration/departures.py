@@ -46,7 +46,7 @@ from ssi.node.process.family import Family
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.ghost import PROGRAM, Kind
 from ssi.node.process.jobcontrol import parent_of
-from ssi.node.processes import start_of
+from ssi.node.processes import read_status, start_of
 from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_until
 
@@ -132,6 +132,11 @@ class Departures:
             await self._move_alone(pid, target, whole=wire.get_flag(call.body, "whole"))
         except ProcessLookupError:
             return {"error": errno.ESRCH}
+        except FileNotFoundError:
+            # It was killed while we looked at it.
+            if Path(f"/proc/{pid}").exists():
+                raise
+            return {"error": errno.ESRCH}
         except SsiError as error:
             logger.info("process %d stays: %s", pid, error)
             return {"error": _number_of(error), "reason": str(error)}
@@ -178,7 +183,7 @@ class Departures:
         await wait_until(lambda: not find_tracer(pid), within_s=TRACED_S)
         if found := await self._obstacles.find(pid):
             raise CannotMove("; ".join(found), number=errno.EBUSY)
-        if departure.goes_home and "\nNoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text():
+        if departure.goes_home and read_status(pid).get("NoNewPrivs") == ["1"]:
             # What becomes of the ghost begins as root's program.
             raise CannotMove("it may get no new privileges, and so cannot come home")
         criu.check_installed()
@@ -619,11 +624,7 @@ def _begin_of(pid: int) -> int:
 
 def find_tracer(pid: int) -> int:
     """Return who traces a process, 0 if nobody does; raises ProcessLookupError."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    except OSError as error:
-        raise ProcessLookupError(pid) from error
-    return int(text.partition("TracerPid:")[2].split()[0])
+    return int(read_status(pid)["TracerPid"][0])
 
 
 def _count_pages(pid: int) -> int:

@@ -21,7 +21,7 @@ from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
 from ssi.node.migration.holder import Holder, wait_first
 from ssi.node.migration.images import Image
-from ssi.node.processes import start_process
+from ssi.node.processes import read_status, start_process
 from ssi.node.root import USERLAND
 from ssi.node.state.state import State
 from ssi.node.tasks import Tasks
@@ -45,9 +45,13 @@ _MISSES = " um"
 
 
 def is_worth(pid: int) -> bool:
-    """Tell whether a process has so much memory that it should not wait for it."""
-    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    """Tell whether a process has so much memory that it should not wait for it.
+
+    Raises ProcessLookupError.
+    """
+    fields = read_status(pid)
+    if "RssAnon" not in fields:
+        raise ProcessLookupError(pid)  # it has just ended
     own, shared, swapped = (
         int(fields[name][0]) * 1024 for name in ("RssAnon", "RssShmem", "VmSwap")
     )

@@ -37,7 +37,7 @@ from ssi.node.migration.criu import CannotMove
 from ssi.node.migration.images import Fields, Image
 from ssi.node.migration.rewrite import FileType
 from ssi.node.migration.saved import Saved, Source
-from ssi.node.migration.saves import has_rights, read_processor, read_status
+from ssi.node.migration.saves import has_rights, read_processor
 from ssi.node.pids import any_pid, origin_of
 from ssi.node.process.asking import Asking
 from ssi.node.process.bodies import Body
@@ -48,6 +48,7 @@ from ssi.node.process.foreign import Foreign
 from ssi.node.process.jobcontrol import parent_of
 from ssi.node.process.pidfds import wait_readable
 from ssi.node.process.places import Places
+from ssi.node.processes import read_status
 
 logger = logging.getLogger(__name__)
 

@@ -37,6 +37,7 @@ from ssi.node.migration.saved import Saved
 from ssi.node.process.caller import MAX_PID, Caller, read_caller
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.places import Places
+from ssi.node.processes import read_status
 from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -66,15 +67,6 @@ def check_owner(pid: int, caller: Caller) -> None:
     owner = Path(f"/proc/{pid}").stat().st_uid
     if users | {owner} != {caller.uids[0]} or groups != {caller.gids[0]} or has_rights(fields):
         raise CannotMove("it has rights that you have not", number=errno.EPERM)
-
-
-def read_status(pid: int) -> dict[str, list[str]]:
-    """Return the words of /proc/PID/status; raises ProcessLookupError."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise ProcessLookupError(pid) from error
-    return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def has_rights(fields: dict[str, list[str]]) -> bool:
