@@ -281,7 +281,9 @@ def test_a_blocked_call_is_interrupted(trio: Cluster, pty: tuple[Actor, int, Act
 def test_who_has_one_open(trio: Cluster, loop: str) -> None:
     """He does not move; what he starts elsewhere has it as well."""
     script = """\
-sleep 1000 <$0 & p=$!
+exec 3<$0
+sleep 1000 & p=$!
+exec 3<&-
 cd /devfs/node2
 migrate --check $p; cd /; kill $p
 printf words >$0
