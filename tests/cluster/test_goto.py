@@ -36,14 +36,14 @@ for node in (3, 1):
 signal.setitimer(signal.ITIMER_REAL, 0)
 for node in (0, 99):
     go(node)
-# A file that has another name now: CRIU finds it when the process is frozen already.
+# A file whose name is in another folder now: that is found when the process is frozen already.
 held = open("/root/held", "wb")
-os.link(held.name, "/root/other")
+os.link(held.name, "/srv/other")
 os.unlink(held.name)
 go(2)
 go(2)
 held.close()
-os.unlink("/root/other")
+os.unlink("/srv/other")
 go(2)
 listens = __import__("socket").create_server(("", 0))
 go(3)
