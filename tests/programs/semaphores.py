@@ -3,6 +3,7 @@
 play NAME ME ROUNDS: takes turns with the other player, each waiting for a semaphore of his own.
 count NAME TIMES: adds one to a number in /dev/shm/NAME, under a semaphore; no atomic add.
 wait NAME / post NAME: says `waits`, and what came of it; posts once.
+prepare FILE: makes mutex, condition and number in it.
 listen FILE: says `waits`, and waits on a condition in FILE for its number to be more than 0.
 shout FILE: sets it, and wakes all.
 """
