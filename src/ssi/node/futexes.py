@@ -19,7 +19,7 @@ import struct
 from pathlib import Path
 
 from ssi.common import wire
-from ssi.common.errors import NodeLost
+from ssi.common.errors import NodeLost, SsiError
 from ssi.common.wire import Message
 from ssi.node.fifo.names import pack_name, read_name
 from ssi.node.ics.answering import Call
@@ -94,8 +94,13 @@ class Futexes:
             asyncio.get_running_loop().add_reader(self._fd, self._read)
 
     async def _wake_on(self, node: int, words: Message) -> None:
-        with contextlib.suppress(NodeLost):
+        try:
             await self._asking.ask(node, "futex-wake", words)
+        except NodeLost:
+            pass  # and who waited there
+        except SsiError as error:
+            # Or the kernel would keep it for ever: asked again, the answer would be the same.
+            logger.warning("node%d: waking who waits for a futex: %s", node, error)
 
     async def _answer_wake(self, call: Call) -> Message:
         name = wire.get_text(call.body, "name")
