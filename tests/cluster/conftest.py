@@ -81,8 +81,7 @@ def shared(ssi: Ssi) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def trio(shared: Cluster) -> Iterator[Cluster]:
+def trio(shared: Cluster) -> Cluster:
     """The shared cluster with nodes 1 to 3 up. A test may crash nodes; it leaves no files."""
     shared.restore(1, 2, 3)
-    yield shared
-    shared.restore(1, 2, 3)
+    return shared

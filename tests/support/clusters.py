@@ -61,9 +61,12 @@ class Ssi:
     def __init__(self, person: Person, images: Images) -> None:
         self.person = person
         self.images = images
+        self.has_faults = False
+        """Whether the network of some cluster may have faults."""
 
     def try_(self, *words: str, given: bytes | None = None, within_s: float = COMMAND_S) -> Result:
         """Run ``ssi WORDS``; return how it ended."""
+        self.has_faults |= words[:1] == ("net",)
         done = subprocess.run(
             [*self.person.prefix, "ssi", *words], input=given or b"", capture_output=True,
             env=self.person.environment, cwd=self.person.home, timeout=within_s, check=False,
@@ -126,7 +129,11 @@ class Cluster:
 
     def restore(self, *nodes: int) -> None:
         """Have exactly `nodes` up, whatever a test did."""
-        self.ssi("net", "-c", str(self.number), "heal")
+        if self.ssi.has_faults:
+            self.ssi("net", "-c", str(self.number), "heal")
+            self.ssi.has_faults = False
+        if self.sees_all(*nodes):
+            return
         if extra := set(self.nodes()) - set(nodes):
             self.crash(*extra)
         if missing := set(nodes) - set(self.nodes()):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ssi.cli.output import add_json, print_json, print_line, print_table
+from ssi.cli.output import add_json, print_json, print_line
 from ssi.cli.progress import render_time, reporting
+from ssi.cli.table import print_table
 from ssi.host.build.artifacts import (
     BuildOptions,
     BuildStatus,

@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
     node = parse_node(args.node)
     place = choose_running(parse_optional_cluster(args.cluster))
     if sys.stdin.isatty():
-        talk.print(f"Console of node{node}; Ctrl-] detaches", style="dim")
+        talk(f"Console of node{node}; Ctrl-] detaches")
     if attach_console(place, node):
         raise NodeLost(f"node{node} has ended")
     if sys.stdin.isatty():
-        talk.print(f"\nDetached from node{node}", style="dim")
+        talk(f"\nDetached from node{node}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from ssi.cli.output import add_json, print_json, print_line, print_table
+from ssi.cli.output import add_json, print_json, print_line
 from ssi.common.errors import SsiError
 from ssi.common.nodes import fold_nodes
 from ssi.host.cluster.client import ask
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if not clusters:
         print_line("No clusters have been found")
         return 0
+    from ssi.cli.table import print_table  # noqa: PLC0415 - a script with --json need not wait for it
+
     print_line("The following clusters have been found:")
     rows = []
     for cluster in clusters:
@@ -68,12 +70,16 @@ def run(args: argparse.Namespace) -> int:
         rows.append({"id": str(cluster["id"]), "nodes": shown, "date": _date(cluster["started"])})
     print_table(rows, {"id": "ID", "nodes": "Nodes", "date": "Date started"})
     if args.verbose:
-        _print_nodes(clusters)
+        print_line("")
+        print_table(_list_nodes(clusters), {
+            "cluster": "ID", "node": "Node", "state": "State", "ring": "Ring", "quorate": "Quorate",
+            "view": "View", "init": "Init", "pid": "Process", "trouble": "Trouble",
+        })  # fmt: skip
     return 0
 
 
-def _print_nodes(clusters: list[dict[str, Any]]) -> None:
-    rows = [
+def _list_nodes(clusters: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
         {
             "cluster": str(cluster["id"]), "node": str(node["node"]), "state": node["state"],
             "ring": fold_nodes(node["ring"]), "quorate": "yes" if node["quorate"] else "no",
@@ -84,8 +90,3 @@ def _print_nodes(clusters: list[dict[str, Any]]) -> None:
         for cluster in clusters
         for node in cluster["nodes"]
     ]  # fmt: skip
-    print_line("")
-    print_table(rows, {
-        "cluster": "ID", "node": "Node", "state": "State", "ring": "Ring", "quorate": "Quorate",
-        "view": "View", "init": "Init", "pid": "Process", "trouble": "Trouble",
-    })  # fmt: skip

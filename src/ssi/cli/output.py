@@ -1,18 +1,15 @@
-"""What commands print: rows, as a table or as JSON. stdout is the result, stderr is talk."""
+"""What commands print. stdout is the result, stderr is talk."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
 
-from rich.cells import cell_len, chop_cells
-from rich.console import Console
-from rich.table import Table
 
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
-"""For what a person wants to know and a program does not."""
+def talk(text: str) -> None:
+    """Say what a person wants to know and a program does not."""
+    sys.stderr.write(text + "\n")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -28,45 +25,3 @@ def print_json(result: object) -> None:
 def print_line(text: str) -> None:
     """Print one line of the result."""
     sys.stdout.write(text + "\n")
-
-
-def _width(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> int:
-    return sum(
-        2 + max([cell_len(heading), *(cell_len(row[key]) for row in rows)])
-        for key, heading in headings.items()
-    )
-
-
-def _cut_last(
-    rows: Sequence[Mapping[str, str]], headings: Mapping[str, str], width: int
-) -> Sequence[Mapping[str, str]]:
-    """Return `rows` with as much of the last column as has room in a table of `width`."""
-    *others, last = headings
-    room = max(len(headings[last]), width - _width(rows, {key: headings[key] for key in others}))
-    return [{**row, last: next(iter(chop_cells(row[last], room)), "")} for row in rows]
-
-
-def print_table(
-    rows: Sequence[Mapping[str, str]], headings: Mapping[str, str], *,
-    numbers: Collection[str] = (), cut: bool = False,
-) -> None:  # fmt: skip
-    """Print `rows`, the columns being the keys of `headings`, in their order.
-
-    Those of `numbers` are flush right. With `cut`, what a terminal has no room for in the last one
-    is left out.
-    """
-    if cut and sys.stdout.isatty():
-        rows = _cut_last(rows, headings, Console().width)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key, heading in headings.items():
-        table.add_column(heading, justify="right" if key in numbers else "left")
-    for row in rows:
-        table.add_row(*(row[key] for key in headings))
-    # A table that wraps is no table: off a terminal, and for a long list of nodes, it is as wide as
-    # it must be. What is in brackets or between colons is only text.
-    width = max(80, Console().width, _width(rows, headings))
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
-    with console.capture() as printed:
-        console.print(table)
-    for line in printed.get().splitlines():
-        print_line(line.rstrip())

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,8 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ssi.cli.output import talk
 from ssi.host.build.options import Report
+
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Where it is shown."""
 
 EVERY_S = 20.0
 """Between two lines of a step that takes long."""

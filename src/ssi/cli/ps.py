@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from ssi.cli.output import add_json, print_json, print_table, talk
+from ssi.cli.output import add_json, print_json, talk
 from ssi.cli.request import parse_optional_cluster
+from ssi.cli.table import print_table
 from ssi.host.cluster.processes import list_processes
 from ssi.host.cluster.spec import choose_running
 
@@ -62,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
             HEADINGS, numbers=NUMBERS, cut=True,
         )  # fmt: skip
     for node, why in silent.items():
-        talk.print(f"ssi: node{node}: {why}", markup=False)
+        talk(f"ssi: node{node}: {why}")
     return UNAVAILABLE if silent else 0

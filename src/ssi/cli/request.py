@@ -48,4 +48,4 @@ def split_cluster(words: Sequence[str]) -> tuple[int | None, list[int]]:
 def show_phase(message: Message) -> None:
     """Tell the person at the terminal how far a node is."""
     if message.get("is") == "phase" and message.get("phase") == "ready":
-        talk.print(f"node{message.get('node')} is up")
+        talk(f"node{message.get('node')} is up")

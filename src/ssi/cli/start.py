@@ -87,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
     """Start the cluster."""
     config = read_config()
     for note in config.notes:
-        talk.print(note)
+        talk(note)
     request = _request(args, config)
     windows.check(args.console)
     explicit_root = bool(args.root or config.root)
     place, notes = start_cluster(request, show_phase, explicit_root=explicit_root)
     for note in notes:
-        talk.print(note)
+        talk(note)
     count = len(request.nodes)
     if args.json:
         print_json({"id": place.id, "nodes": list(request.nodes)})

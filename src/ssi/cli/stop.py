@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     place = choose_running(parse_optional_cluster(args.cluster))
     killed = stop_cluster(place, within_s=int(args.timeout))
     if killed:
-        talk.print(f"killed, as they did not leave in time: node {fold_nodes(killed)}")
+        talk(f"killed, as they did not leave in time: node {fold_nodes(killed)}")
     if args.json:
         print_json({"id": place.id, "killed": killed})
     else:

@@ -67,7 +67,7 @@ def open_windows(cluster: int, nodes: Iterable[int], choice: str) -> None:
     open_one = _open_xterm if kind == "xterm" else _open_tmux
     for node in nodes:
         if failure := open_one(cluster, node):
-            talk.print(f"no window for the console of node{node}: {failure}", markup=False)
+            talk(f"no window for the console of node{node}: {failure}")
             return
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from ssi.cli.output import print_table
 from ssi.cli.ps import render_command
+from ssi.cli.table import print_table
 
 HEADINGS = {"pid": "PID", "command": "COMMAND"}
 
