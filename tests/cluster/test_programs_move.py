@@ -449,11 +449,11 @@ def test_vi_in_the_middle_of_an_edit(trio: Cluster, shell: Terminal) -> None:
     shell.expect("/root/text")
     [pid] = find(trio, "vi")
     for step, node in enumerate(WAYS, 1):
+        # This vi shows what is typed only with the next key, now and then and on one machine, too.
         shell.type(f"oline {step} begun")
-        shell.expect(f"line {step} begun")
         move(trio, node, pid)
         shell.type(" and ended\x1b:set number!\r")
-        shell.expect("ended")
+        shell.expect(f"line {step} begun and ended")
     shell.type(":1d\r:wq\r")
     shell.expect(PROMPT)
     lines = [f"line {step} begun and ended" for step in range(1, len(WAYS) + 1)]
