@@ -35,8 +35,8 @@ PROGRAM_FOLDERS = ("/usr/sbin", "/usr/bin")
 MERGED = ("bin/", "sbin/", "lib/", "lib64/")
 """Folders that are links into /usr."""
 
-LEVEL = 12
-"""Of compression: higher ones take seconds and save a few percent."""
+LEVEL = 9
+"""Of compression: higher ones save one percent, and take more memory than a small node may have."""
 
 KERNEL_VERSION = re.compile(r"\d+\.\d+(\.\d+)?[\w.+~-]*", re.ASCII)
 
