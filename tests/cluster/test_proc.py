@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -195,10 +196,19 @@ def test_who_may_look_is_the_kernels_rule(trio: Cluster, alices: Target) -> None
         *(["readlink", f"/proc/{alices.pid}/{name}"] for name in ("exe", "cwd", "root", "fd/1")),
         *(["ls", f"/proc/{alices.pid}/{name}"] for name in ("fd", "task", "ns")),
     ]  # fmt: skip
+    script = "\n".join(
+        f"{shlex.join(look)} >/dev/null 2>&1 && echo may || echo not" for look in looks
+    )
     for uid in (0, ALICE, BOB):
-        for look in looks:
-            here, there = (trio.try_run(node, *as_user(uid, *look)) for node in (3, 1))
-            assert (here.status == 0) == (there.status == 0), (uid, look, here, there)
+        words = as_user(uid, "sh", "-c", script)
+        here, there = (
+            dict(zip(map(shlex.join, looks), trio.run(node, *words).split(), strict=True))
+            for node in (3, 1)
+        )
+        assert there == here, uid
+    # The last one was Bob.
+    assert here[f"cat /proc/{alices.pid}/stat"] == "may"
+    assert here[f"cat /proc/{alices.pid}/environ"] == "not"
 
 
 def test_the_whole_cluster_and_the_opt_out(trio: Cluster, alices: Target) -> None:

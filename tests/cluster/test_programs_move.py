@@ -14,13 +14,14 @@ from support.programs import install
 from support.terminal import PASSWORD, Terminal, attached
 from support.worker import Worker, working
 
-WAYS = (2, 3, 1) * 4
+WAYS = (2, 3, 1, 2, 3, 1, 3, 2, 3, 1)
 PROMPT = r"root@node1:[^ ]*# "
 
 # All of these say a line for each round: its number, and what has come of all so far. They end at
-# SIGTERM, or after as many rounds as their argument says.
+# SIGTERM, or after as many rounds as their argument says. Without one they rest between the rounds:
+# all that they do while they are moved is done again, to be compared.
 NUMPY = """\
-import signal, sys
+import signal, sys, time
 import numpy
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
@@ -33,6 +34,7 @@ while not told and (not last or number < last):
     matrix = r @ q + numpy.sort(matrix, axis=1) * 1e-3
     matrix /= numpy.abs(matrix).max()
     print(number, repr(float(numpy.fft.fft2(matrix).real.sum())), flush=True)
+    last or time.sleep(0.03)
 """
 
 PERL = r"""
@@ -49,6 +51,7 @@ for (my $round = 1; !$told && (!$last || $round <= $last); $round++) {
     $sum = ($sum + length($1)) & 0x7fffffff while $text =~ /([aeiou]+)/g;
     %seen = () if length $text > 100000;
     print "$round $sum\n";
+    select undef, undef, undef, 0.06 unless $last;
 }
 """
 
@@ -84,14 +87,16 @@ public class Rounds {
             for (long part : parts)
                 sum = sum * 31 + part;
             System.out.println(round + " " + sum);
+            if (last == 0)
+                Thread.sleep(50);
         }
     }
 }
 """
 
-# Lines until SIGTERM, or so many times ten; then how many that were, as an error.
+# Lines until SIGTERM, or so many times ten; then how many that were, in a file.
 FEED = """\
-import random, signal, sys
+import random, signal, sys, time
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
 last = int((sys.argv + ["-1"])[1])
@@ -100,6 +105,8 @@ count = 0
 while not told and count != last:
     count += 1
     sys.stdout.write(f"{count} {numbers.random()} {'x' * (count % 50)}\\n" * 10)
+    if last < 0 and count % 20 == 0:
+        time.sleep(0.01)
 sys.stdout.flush()
 open("/root/count", "w").write(str(count))
 """
@@ -375,7 +382,7 @@ def test_make_whose_compilers_move(trio: Cluster) -> None:
 def test_make_itself(trio: Cluster) -> None:
     """Its compilers stay where they are born, and it hears how they end."""
     build = ("make", "-C", "/root/itself", "-s", "-B", "-j4")
-    trio.run(1, "python3", "/root/project.py", "/root/itself", "16", "90")
+    trio.run(1, "python3", "/root/project.py", "/root/itself", "12", "90")
     with working(trio, 1, *build) as worker:
         for node in (2, 3, 1):
             move(trio, node, worker.pid)

@@ -1,6 +1,7 @@
 /*
  * Four threads that go over a megabyte each, round by round; after each round one of them says its
- * number and a checksum of all. At SIGTERM, or after as many rounds as the argument says, it ends.
+ * number and a checksum of all. At SIGTERM, or after as many rounds as the argument says, it ends;
+ * without an argument it rests between them.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -18,6 +19,7 @@ static uint64_t sums[THREADS];
 static pthread_barrier_t barrier;
 static volatile sig_atomic_t told;
 static unsigned int last;
+static const struct timespec rest = { .tv_nsec = 20000000 };
 
 static void tell(int number)
 {
@@ -55,6 +57,8 @@ static void *work(void *argument)
 			printf("%u %016llx\n", round, (unsigned long long)all);
 			if (told || round == last)
 				exit(0);
+			if (!last)
+				(void)nanosleep(&rest, NULL);
 		}
 		memory[self][all % WORDS] += sum;
 		pthread_barrier_wait(&barrier);

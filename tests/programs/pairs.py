@@ -15,7 +15,7 @@ import threading
 import time
 
 PIECES = (1, 100, 4096, 30000, 70000)
-PAUSE_S = 0.005
+PAUSE_S = 0.02
 
 
 def say(*words: object) -> None:
