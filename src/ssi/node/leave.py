@@ -16,6 +16,7 @@ from ssi.node.fifo import keeper as fifo_keeper
 from ssi.node.hostline import HostLine
 from ssi.node.ipc import keeper as ipc_keeper
 from ssi.node.processes import find_process, list_userland
+from ssi.node.queues import keeper as queue_keeper
 from ssi.node.relay import keeper as relay_keeper
 from ssi.node.unix import keeper as unix_keeper
 from ssi.node.waiting import wait_until
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 KEEPERS = (
     fifo_keeper.PROGRAM.name, relay_keeper.PROGRAM.name, device_keeper.PROGRAM.name,
-    ipc_keeper.PROGRAM.name,
+    ipc_keeper.PROGRAM.name, queue_keeper.PROGRAM.name,
     unix_keeper.PROGRAM.name,
 )  # fmt: skip
 """They run from the root."""

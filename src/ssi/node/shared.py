@@ -12,6 +12,7 @@ from ssi.node.ics.ics import Ics
 from ssi.node.ipc.service import Ipc
 from ssi.node.launcher import Launcher
 from ssi.node.process.space import ProcessSpace
+from ssi.node.queues.service import Queues
 from ssi.node.unix.service import UnixSockets
 
 
@@ -24,6 +25,7 @@ class Shared:
             Devices(cluster, ics, launcher, space.asking, space.device),
             Futexes(space.asking, ics, launcher),
             Ipc(cluster, ics, space),
+            Queues(cluster, ics, space.asking, space.device),
             UnixSockets(cluster, ics, space.asking, space.device),
         )
 

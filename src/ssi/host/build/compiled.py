@@ -29,6 +29,8 @@ FIFO_KEEPER = "usr/lib/ssi/fifokeeper"
 DEVICE_KEEPER = "usr/lib/ssi/devicekeeper"
 IPC_KEEPER = "usr/lib/ssi/ipckeeper"
 
+QUEUE_KEEPER = "usr/lib/ssi/queuekeeper"
+
 RELAY = "usr/lib/ssi/relay"
 
 UNIX_KEEPER = "usr/lib/ssi/unixkeeper"
@@ -69,6 +71,7 @@ PRODUCTS = (
     Product(FIFO_KEEPER, "fifokeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(DEVICE_KEEPER, "devicekeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(IPC_KEEPER, "ipckeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
+    Product(QUEUE_KEEPER, "queuekeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(RELAY, "relay.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(UNIX_KEEPER, "unixkeeper.c", ("-static", "-Wl,-z,relro,-z,now")),
     Product(HOMECOMING, "criu/homecoming.c", ("-static", "-Wl,-z,relro,-z,now")),
@@ -104,6 +107,7 @@ INCLUDED = (
     "fifokeeper.h",
     "devicekeeper.h",
     "ipckeeper.h",
+    "queuekeeper.h",
     "relay.h",
     "unixkeeper.h",
     "libssi/libssi.map",

@@ -42,6 +42,9 @@ POLLED = Path("/run/ssi/polled")
 
 PIDFD_GETFD = 438  # x86-64
 
+SERVES = f"DEVNAME={NAME}\0FIFOS={ROOT_TYPE}\0FOREIGN=1\0QUEUES=1\0".encode()
+"""What the kernel is told of the device."""
+
 KIND_SHIFT = 56
 
 MAX_IO = 32 * 1024
@@ -60,11 +63,15 @@ ERESTARTSYS = 512
 class _Do(enum.IntEnum):
     """What is done to a descriptor."""
 
+    RENAME = 12
+    UNLINK = 10
+    RMDIR = 11
     OPEN = 14
     READ = 15
     WRITE = 16
     RELEASE = 18
     SYNC = 20
+    TMPFILE = 51
     INTERRUPT = 36
     BMAP = 37
     IOCTL = 39
@@ -72,6 +79,9 @@ class _Do(enum.IntEnum):
     SEEK = 46
     INIT = 4096
 
+
+NAMES = {_Do.RENAME, _Do.UNLINK, _Do.RMDIR, _Do.TMPFILE}
+"""Of message queues (image/kernel/patches/mqueue-elsewhere.patch)."""
 
 NOTIFY_POLL, NOTIFY_RESEND = 1, 7
 RESENT = 1 << 63
@@ -204,6 +214,7 @@ class Kind(enum.IntEnum):
     PROCESS = 1
     FIFO = 2
     DEVICE = 3
+    QUEUE = 4
 
     @classmethod
     def of(cls, handle: int) -> Kind:
@@ -276,6 +287,41 @@ class DeviceOwner(Owner, Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class QueueAnswer:
+    """To who opens a message queue: a handle and what there is to say of it, or HERE."""
+
+    handle: int
+    about: bytes = bytes(16)
+
+
+class QueueOwner(Owner, Protocol):
+    """Who is asked for message queues that this kernel does not have."""
+
+    async def open(self, wanted: Wanted, name: bytes, flags: int) -> QueueAnswer:
+        """Open one; raises OSError."""
+
+    async def end_making(self, name: bytes) -> None:
+        """Take it that one that was to be made here has been, or not."""
+
+    async def end_name(self, name: bytes) -> None:
+        """Take it that one of this kernel has been removed."""
+
+    async def unlink(self, wanted: Wanted, name: bytes) -> None:
+        """Remove another node's; raises OSError."""
+
+    async def control_queue(
+        self, wanted: Wanted, command: int, length: int, body: bytes
+    ) -> tuple[Result, int]:
+        """Send, receive and so on; return what came of it, and a message's priority."""
+
+    async def close(self, handle: int) -> None:
+        """Close it; the last descriptor is closed."""
+
+    async def settle(self, number: int) -> None:
+        """Take it that the kernel has the answer to a request."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Sought:
     """A Unix socket that somebody looks for, and that this kernel does not have."""
 
@@ -316,6 +362,7 @@ class Device:
         self._fifos: FifoOwner | None = None
         self._foreign: DeviceOwner | None = None
         self._find_socket: FindSocket | None = None
+        self._queues: QueueOwner | None = None
         self._finding: dict[int, asyncio.Future[int]] = {}
         self._fd = -1
         self._opening: dict[int, int] = {}
@@ -354,6 +401,11 @@ class Device:
     def serve_foreign(self, owner: DeviceOwner) -> None:
         """Have `owner` do what is done to the devices of other nodes."""
         self._foreign = self.owners[Kind.DEVICE] = owner
+        self.on_answered.append(owner.settle)
+
+    def serve_queues(self, owner: QueueOwner) -> None:
+        """Have `owner` asked about message queues of other nodes."""
+        self._queues = self.owners[Kind.QUEUE] = owner
         self.on_answered.append(owner.settle)
 
     def serve_sockets(self, find: FindSocket) -> None:
@@ -415,21 +467,29 @@ class Device:
         if operation == _Do.INTERRUPT:
             self._interrupt(*_HANDLE.unpack_from(body))
             return
-        if operation == _Do.BMAP:
-            serving = self._serve_socket(unique, node, thread, body)
-        elif operation == _Do.OPEN and node and len(body) == _OPEN.size:
-            serving = self._open_foreign(unique, node, thread, body)
-        elif operation == _Do.RELEASE and Kind.of(*_HANDLE.unpack_from(body)) is Kind.DEVICE:
-            serving = self._close_foreign(body)
-        elif node and operation in {_Do.OPEN, _Do.RELEASE}:
-            serving = self._serve_fifo(operation, unique, body)
-        else:
-            serving = self._serve(operation, unique, thread, body)
+        serving = self._choose(operation, unique, node, thread, body)
         task = asyncio.get_running_loop().create_task(
             self._attend(operation, unique, serving), name=f"{PATH} {operation}"
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _choose(
+        self, operation: int, unique: int, node: int, thread: int, body: bytes
+    ) -> Coroutine[Any, Any, tuple[int, bytes]]:
+        if operation == _Do.BMAP:
+            return self._serve_socket(unique, node, thread, body)
+        if operation in NAMES:
+            return self._serve_name(operation, unique, thread, body)
+        if operation == _Do.OPEN and node and len(body) == _OPEN.size:
+            return self._open_foreign(unique, node, thread, body)
+        if operation == _Do.RELEASE:
+            closes = {Kind.QUEUE: self._close_queue, Kind.DEVICE: self._close_foreign}
+            if close := closes.get(Kind.of(*_HANDLE.unpack_from(body))):
+                return close(body)
+        if node and operation in {_Do.OPEN, _Do.RELEASE}:
+            return self._serve_fifo(operation, unique, body)
+        return self._serve(operation, unique, thread, body)
 
     def _interrupt(self, unique: int) -> None:
         if finding := self._finding.get(unique):
@@ -474,7 +534,7 @@ class Device:
         match operation:
             case _Do.INIT:
                 words = _INIT.pack(*VERSION, 0, UNRESTRICTED_IOCTL, MAX_IO, MAX_IO, 0, 0)
-                answer = 0, words + f"DEVNAME={NAME}\0FIFOS={ROOT_TYPE}\0FOREIGN=1\0".encode()
+                answer = 0, words + SERVES
             case _Do.OPEN:
                 answer = await self._open(unique & ~RESENT, thread)
             case _Do.READ | _Do.WRITE:
@@ -529,6 +589,45 @@ class Device:
         self._forget_polled(handle)
         await self._foreign.close(handle)
         return 0, b""
+
+    async def _serve_name(
+        self, operation: int, unique: int, thread: int, body: bytes
+    ) -> tuple[int, bytes]:
+        assert self._queues
+        none_yet = Kind.QUEUE << KIND_SHIFT
+        wanted = Wanted(unique & ~RESENT, none_yet, thread, nonblock=False)
+        self._under_way[unique] = wanted
+        name = body.removesuffix(b"\0")
+        match operation:
+            case _Do.TMPFILE:
+                flags, _ = _OPEN.unpack_from(body)
+                answer = await self._queues.open(wanted, name[_OPEN.size :], flags)
+                if answer.handle == HERE:
+                    return 0, _OPENED.pack(0, FIFO_HERE, 0) + answer.about
+                return 0, _OPENED.pack(answer.handle, DIRECT_IO, 0) + answer.about
+            case _Do.RENAME:
+                await self._queues.end_making(name)
+            case _Do.RMDIR:
+                await self._queues.end_name(name)
+            case _:
+                await self._queues.unlink(wanted, name)
+        return 0, b""
+
+    async def _close_queue(self, body: bytes) -> tuple[int, bytes]:
+        assert self._queues
+        handle, _, _, _ = _RELEASE.unpack_from(body)
+        self._forget_polled(handle)
+        await self._queues.close(handle)
+        return 0, b""
+
+    async def _control_queue(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
+        assert self._queues
+        handle, flags, command, length, given, returned = _IOCTL.unpack_from(body)
+        wanted = Wanted(unique & ~RESENT, handle, thread, bool(flags & os.O_NONBLOCK))
+        self._under_way[unique] = wanted
+        data = body[_IOCTL.size : _IOCTL.size + given]
+        result, priority = await self._queues.control_queue(wanted, command, length, data)
+        return min(0, result.value), _CONTROLLED.pack(priority, 0, 0, 0) + result.data[:returned]
 
     async def _seek(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
         handle, offset, whence, _ = _SEEK.unpack_from(body)
@@ -615,6 +714,8 @@ class Device:
 
     async def _control(self, unique: int, thread: int, body: bytes) -> tuple[int, bytes]:
         handle, _, command, argument, given, returned = _IOCTL.unpack_from(body)
+        if Kind.of(handle) is Kind.QUEUE:
+            return await self._control_queue(unique, thread, body)
         if command == WHOSE and Path(f"/proc/self/task/{thread}").exists():
             return self._tell_whose(handle, argument, returned)
         controls = DEVICE_CONTROLS if Kind.of(handle) is Kind.DEVICE else CONTROLS

@@ -93,11 +93,13 @@ def send(sending: Sending, *, session: int = 0) -> None:
         os.close(fd)
 
 
-def deliver(pid: int, number: int, sender: int, uid: int, value: int) -> None:
+def deliver(
+    pid: int, number: int, sender: int, uid: int, value: int, *, code: int = QUEUED
+) -> None:
     """Send a signal that another process has got, with what it was told of it; raises OSError."""
     fd = os.pidfd_open(pid)
     try:
-        info = _INFO.pack(number, 0, QUEUED, 0, sender, uid, value).ljust(INFO_SIZE, b"\0")
+        info = _INFO.pack(number, 0, code, 0, sender, uid, value).ljust(INFO_SIZE, b"\0")
         _call(SEND, fd, number, info, 0)
     finally:
         os.close(fd)

@@ -10,6 +10,7 @@ from ssi.common.wire import Message
 from ssi.node.state.fifos import Fifos
 from ssi.node.state.init import Init
 from ssi.node.state.ipc import Ipc
+from ssi.node.state.queues import Queues
 from ssi.node.state.registers import Registers
 from ssi.node.state.replica import Machine
 from ssi.node.state.view import View
@@ -24,6 +25,7 @@ class State:
     registers: Registers = dataclasses.field(default_factory=Registers)
     fifos: Fifos = dataclasses.field(default_factory=Fifos)
     ipc: Ipc = dataclasses.field(default_factory=Ipc)
+    queues: Queues = dataclasses.field(default_factory=Queues)
 
 
 def _apply(state: State, _: int, operation: Message) -> State:
@@ -39,6 +41,8 @@ def _apply(state: State, _: int, operation: Message) -> State:
             return dataclasses.replace(state, fifos=state.fifos.apply(operation, state.view))
         case "ipc":
             return dataclasses.replace(state, ipc=state.ipc.apply(operation, state.view))
+        case "queues":
+            return dataclasses.replace(state, queues=state.queues.apply(operation, state.view))
         case _:
             raise ProtocolError(f"no part of the state: {part!r:.40}")
 
@@ -47,6 +51,7 @@ def _dump(state: State) -> Message:
     return {
         "view": state.view.dump(), "init": state.init.dump(), "registers": state.registers.dump(),
         "fifos": state.fifos.dump(), "ipc": state.ipc.dump(),
+        "queues": state.queues.dump(),
     }  # fmt: skip
 
 
@@ -55,6 +60,7 @@ def _load(message: Message) -> State:
         View.load(wire.get_object(message, "view")), Init.load(wire.get_object(message, "init")),
         Registers.load(wire.get_object(message, "registers")),
         Fifos.load(wire.get_object(message, "fifos")), Ipc.load(wire.get_object(message, "ipc")),
+        Queues.load(wire.get_object(message, "queues")),
     )  # fmt: skip
 
 

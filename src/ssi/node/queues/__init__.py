@@ -1,0 +1,1 @@
+"""POSIX message queues: one space of names over all nodes."""

@@ -1,0 +1,317 @@
+"""Descriptors of this node's processes whose queues are on others: all is done there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import errno
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from ssi.common import wire
+from ssi.common.errors import NodeLost, SsiError
+from ssi.node.process.asking import FOREVER_S, Asking
+from ssi.node.process.caller import read_caller
+from ssi.node.process.device import HERE, KIND_SHIFT, Control, Kind, QueueAnswer, Result, Wanted
+from ssi.node.process.remembered import Remembered
+from ssi.node.queues.homes import Homes
+from ssi.node.queues.keeper import FOREVER, MAX_TEXT, Order, Outcome
+from ssi.node.queues.notes import Note, read_note
+from ssi.node.state.ipc import Home
+from ssi.node.state.queues import queue_name
+from ssi.node.tasks import Tasks
+
+FOLDER = Path("/run/ssi/queues")
+WATCH, AWAIT = 1 << 59, 1 << 58
+"""Set in the number of what follows from a request."""
+
+MAX_END = 2**32 - 1
+_WORDS = struct.Struct("=qII")
+
+
+class Command(enum.IntEnum):
+    """What is done (image/kernel/patches/mqueue-elsewhere.patch)."""
+
+    SEND = 1
+    RECEIVE = 2
+    GETATTR = 3
+    NOTIFY = 4
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class End:
+    """One of them."""
+
+    serial: int
+    number: int
+    """Of the request that opened it."""
+    home: int
+    boot: str
+    end: int
+    """What it is called there."""
+    about: str
+    """What the kernel is told of it."""
+    note: dict[str, object] | None = None
+    """Who is to be notified (notes.py)."""
+
+    @property
+    def handle(self) -> int:
+        """What the kernel calls it."""
+        return Kind.QUEUE << KIND_SHIFT | self.serial
+
+
+class Ends:
+    """All of this node."""
+
+    def __init__(self, homes: Homes, asking: Asking, folder: Path = FOLDER) -> None:
+        self._homes = homes
+        self._asking = asking
+        self._folder = folder
+        self._by_serial: dict[int, End] = {}
+        self._opening: set[int] = set()
+        """Requests that open one, or remove a name."""
+        self._given_up: set[int] = set()
+        self._watched: set[tuple[int, int]] = set()
+        """Handles, and events that somebody waits for."""
+        self._remembered = Remembered(asking, "queue-done")
+        self._tasks = Tasks()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for path in folder.iterdir():
+            try:
+                end = End(**json.loads(path.read_text()))
+            except (ValueError, TypeError):
+                path.unlink()
+            else:
+                self._by_serial[end.serial] = end
+
+    def take_over(self) -> None:
+        """Notify whom the daemon before this one would have."""
+        for end in self._by_serial.values():
+            if end.note:
+                self._tasks.spawn(self._await_note(end, Note.load(end.note)))
+
+    def _save(self, end: End) -> None:
+        path = self._folder / str(end.serial)
+        fresh = path.with_suffix(".partial")
+        fresh.write_text(json.dumps(dataclasses.asdict(end)))
+        fresh.rename(path)
+
+    # -- names -----------------------------------------------------------------------------------
+
+    async def open(self, wanted: Wanted, name: bytes, flags: int) -> QueueAnswer:
+        """Return a handle, or HERE if the kernel is to look for it and make it; raises OSError."""
+        for end in self._by_serial.values():
+            if end.number == wanted.number:
+                # The daemon before this one was killed before it could say so.
+                return QueueAnswer(end.handle, wire.get_bytes({"about": end.about}, "about"))
+        return await self._until_given_up(wanted, self._try_open, queue_name(name), flags)
+
+    async def _until_given_up(
+        self, wanted: Wanted, attempt: Callable[..., object], *arguments: object
+    ) -> QueueAnswer:
+        self._opening.add(wanted.number)
+        try:
+            while wanted.number not in self._given_up:
+                answer = await attempt(wanted, *arguments)  # type: ignore[misc]
+                if answer is not None:
+                    return answer  # type: ignore[no-any-return]
+                await self._homes.wait_change()
+        finally:
+            self._opening.discard(wanted.number)
+            self._given_up.discard(wanted.number)
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    async def _try_open(self, wanted: Wanted, name: str, flags: int) -> QueueAnswer | None:
+        """Return the answer; None if it is to be tried again."""
+        makes = bool(flags & os.O_CREAT)
+        home = self._homes.find(name)
+        if home is None and makes:
+            home = await self._homes.claim(name)
+        if home is None or home == self._homes.own:
+            if makes:
+                self._homes.let_make(name)
+            return QueueAnswer(HERE)
+        caller = read_caller(wanted.thread).dump()
+        words = {"name": name, "number": wanted.number, "flags": flags, "caller": caller}
+        try:
+            answer = await self._asking.ask(home.node, "queue-open", words)
+        except NodeLost:
+            return None
+        if wire.get_flag(answer, "again"):
+            return None
+        if error := wire.get_int(answer, "error", 0, 4095):
+            self._remembered.add(wanted.number, home.node, {"number": wanted.number})
+            raise OSError(error, os.strerror(error))
+        about = wire.get_bytes(answer, "about")
+        end = End(
+            1 + max(self._by_serial, default=0), wanted.number, home.node,
+            wire.get_text(answer, "boot"), wire.get_int(answer, "end", 1, MAX_END),
+            wire.put_bytes(about),
+        )  # fmt: skip
+        self._by_serial[end.serial] = end
+        self._save(end)
+        self._remembered.add(wanted.number, home.node, {"number": wanted.number})
+        return QueueAnswer(end.handle, about)
+
+    async def unlink(self, wanted: Wanted, name: bytes) -> None:
+        """Remove a name that this kernel does not have; raises OSError."""
+        home = self._homes.find(queue_name(name))
+        if home is None or home == self._homes.own:
+            raise FileNotFoundError(errno.ENOENT, "no such queue")
+        caller = read_caller(wanted.thread).dump()
+        words = {"name": queue_name(name), "number": wanted.number, "caller": caller}
+        try:
+            answer = await self._asking.ask(home.node, "queue-unlink", words)
+        except NodeLost as error:
+            raise FileNotFoundError(errno.ENOENT, "gone with its node") from error
+        self._remembered.add(wanted.number, home.node, {"number": wanted.number})
+        result = wire.get_int(answer, "result", -4095, 0)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    async def end_making(self, name: bytes) -> None:
+        """Whom `open` has let make a queue has tried to."""
+        await self._homes.end_making(queue_name(name))
+
+    async def end_name(self, name: bytes) -> None:
+        """A name of this kernel was removed; return when all nodes know."""
+        await self._homes.look(queue_name(name))
+
+    async def close(self, handle: int) -> None:
+        """The last descriptor is closed: it returns when the end is."""
+        end = self._find(handle)
+        if end is None:
+            return
+        with contextlib.suppress(NodeLost):
+            await self._asking.ask(end.home, "queue-close", {"end": end.end, "boot": end.boot})
+        self._by_serial.pop(end.serial, None)
+        (self._folder / str(end.serial)).unlink(missing_ok=True)
+
+    def _find(self, handle: int) -> End | None:
+        return self._by_serial.get(handle & ((1 << KIND_SHIFT) - 1))
+
+    # -- what is done to them --------------------------------------------------------------------
+
+    async def _do(self, wanted: Wanted, order: Order, **fields: object) -> Outcome:
+        """Have the home do something; raises OSError (EIO) if it is lost."""
+        end = self._find(wanted.handle)
+        if end is None or not self._homes.is_alive(Home(end.home, end.boot)):
+            raise OSError(errno.EIO, "the queue is gone with its node")
+        words = {
+            "number": wanted.number, "order": int(order), "end": end.end, "boot": end.boot,
+            "value": 0, "size": 0, "data": "", "nonblock": wanted.nonblock,
+            "until": [FOREVER, 0], **fields,
+        }  # fmt: skip
+        try:
+            answer = await self._asking.ask(end.home, "queue-do", words, within_s=FOREVER_S)
+        except NodeLost as error:
+            raise OSError(errno.EIO, "the queue is gone with its node") from error
+        if wire.get_flag(answer, "lost"):
+            raise OSError(errno.EIO, "the queue is gone with its node")
+        self._remembered.add(wanted.number, end.home, {"number": wanted.number})
+        return Outcome(
+            wire.get_int(answer, "result", -4095, 2**31), wire.get_int(answer, "value", 0, MAX_END),
+            wire.get_bytes(answer, "data"),
+        )  # fmt: skip
+
+    async def control_queue(
+        self, wanted: Wanted, command: int, length: int, body: bytes
+    ) -> tuple[Result, int]:
+        """Send, receive and so on; return what came of it, and a message's priority."""
+        seconds, rest, priority = _WORDS.unpack_from(body)
+        data, until = body[_WORDS.size :], [seconds, rest]
+        match command:
+            case Command.SEND:
+                words = {"value": priority, "data": wire.put_bytes(data), "until": until}
+                outcome = await self._do(wanted, Order.SEND, **words)
+            case Command.RECEIVE:
+                size = min(length, MAX_TEXT)
+                outcome = await self._do(wanted, Order.RECEIVE, size=size, until=until)
+            case Command.GETATTR:
+                outcome = await self._do(wanted, Order.GETATTR)
+            case Command.NOTIFY:
+                outcome = await self._notify(wanted, data if length else None)
+            case _:
+                outcome = Outcome(-errno.ENOSYS)
+        return Result(outcome.result, outcome.data), outcome.value
+
+    async def read(self, wanted: Wanted, size: int) -> Result:
+        """Refuse: no queue is read."""
+        del wanted, size
+        return Result(-errno.EINVAL)
+
+    async def write(self, wanted: Wanted, data: bytes) -> Result:
+        """Refuse: no queue is written."""
+        del wanted, data
+        return Result(-errno.EINVAL)
+
+    async def control(
+        self, wanted: Wanted, command: int, control: Control, argument: int, data: bytes
+    ) -> Result:
+        """Refuse: a queue has no ioctl."""
+        del wanted, command, control, argument, data
+        return Result(-errno.ENOTTY)
+
+    async def poll(self, wanted: Wanted, events: int, notify: Callable[[], None] | None) -> Result:
+        """Return which events there are."""
+        outcome = await self._do(wanted, Order.WATCH, value=events)
+        if outcome.result == 0 and notify and (wanted.handle, events) not in self._watched:
+            self._watched.add((wanted.handle, events))
+            self._tasks.spawn(self._await_events(wanted, events, notify))
+        return Result(outcome.result)
+
+    async def _await_events(self, wanted: Wanted, events: int, notify: Callable[[], None]) -> None:
+        later = dataclasses.replace(wanted, number=wanted.number | WATCH, nonblock=False)
+        try:
+            with contextlib.suppress(OSError):
+                await self._do(later, Order.WATCH, value=events)
+        finally:
+            self._watched.discard((wanted.handle, events))
+        notify()
+        await self.settle(later.number)
+
+    async def cancel(self, wanted: Wanted) -> None:
+        """Have a request that is under way end soon."""
+        if wanted.number in self._opening:
+            self._given_up.add(wanted.number)
+        elif end := self._find(wanted.handle):
+            with contextlib.suppress(SsiError):
+                await self._asking.ask(end.home, "queue-cancel", {"number": wanted.number})
+
+    async def settle(self, number: int) -> None:
+        """Take it that the kernel has the answer to a request."""
+        await self._remembered.settle(number)
+
+    def release(self, handle: int) -> None:
+        """Take it that it is closed: `close` has done it."""
+
+    # -- being notified --------------------------------------------------------------------------
+
+    async def _notify(self, wanted: Wanted, event: bytes | None) -> Outcome:
+        """Have the caller notified of the next message, or (None) no longer."""
+        end = self._find(wanted.handle)
+        note = read_note(event, wanted.thread, wanted.number | AWAIT) if event else None
+        outcome = await self._do(wanted, Order.NOTIFY, value=int(note is not None))
+        if end and note and outcome.result == 0 and end.note != note.dump():
+            end.note = note.dump()
+            self._save(end)
+            self._tasks.spawn(self._await_note(end, note))
+        return outcome
+
+    async def _await_note(self, end: End, note: Note) -> None:
+        there = Wanted(note.number, end.handle, 0, nonblock=False)
+        comes = False
+        with contextlib.suppress(OSError):
+            outcome = await self._do(there, Order.AWAIT)
+            comes = outcome.result == 1
+        if end.note == note.dump():
+            # Before it is told: twice would be worse than never.
+            end.note = None
+            if end.serial in self._by_serial:
+                self._save(end)
+            note.tell(comes=comes)
+        await self.settle(note.number)

@@ -1,0 +1,170 @@
+"""The keeper: a process that has this node's queues open for others (native/queuekeeper.c).
+
+It outlives this daemon, as descriptors must, and what was received by them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import errno
+import itertools
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssi.node.keeper import Keeper, close_all
+from ssi.node.process.caller import Caller
+from ssi.node.root import SYSROOT
+
+PROGRAM = SYSROOT / "usr/lib/ssi/queuekeeper"
+SOCKET = Path("/run/ssi/queues.sock")
+MAX_TEXT = 32 * 1024
+MAX_GROUPS = 1024
+FOREVER = -1
+
+_ORDER = struct.Struct("=IIQIIIIqIIII")
+_REPORT = struct.Struct("=IIQqI")
+
+OUR_IDS = 1 << 60
+"""Ids of orders that nobody gave: closing."""
+
+
+class Order(enum.IntEnum):
+    """Kinds of orders. Up to AWAIT they are answered, and remembered until DONE."""
+
+    OPEN = 1
+    UNLINK = 2
+    SEND = 3
+    RECEIVE = 4
+    GETATTR = 5
+    WATCH = 6
+    NOTIFY = 7
+    AWAIT = 8
+    CANCEL = 9
+    DONE = 10
+    CLOSE = 11
+    DROP = 12
+
+
+class Flag(enum.IntFlag):
+    """Of an order."""
+
+    NONBLOCK = 1
+
+
+class _Report(enum.IntEnum):
+    RESULT = 1
+    HELD = 2
+    TOLD = 3
+
+
+NOBODY = Caller(1, (0, 0, 0), (0, 0, 0), ())
+"""By a descriptor nobody's IDs are asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wish:
+    """An order; `owner` and `id` name it. The rest is as native/queuekeeper.h has it."""
+
+    owner: int
+    id: int
+    order: Order
+    end: int = 0
+    value: int = 0
+    size: int = 0
+    flags: int = 0
+    until: tuple[int, int] = (FOREVER, 0)
+    caller: Caller = NOBODY
+    data: bytes = b""
+
+    def pack(self) -> bytes:
+        """Return the packet."""
+        groups = self.caller.groups[:MAX_GROUPS]
+        head = _ORDER.pack(
+            self.order, self.owner, self.id, self.end, self.value, self.size, self.flags,
+            *self.until, self.caller.uids[1], self.caller.gids[1], len(groups),
+        )  # fmt: skip
+        return head + struct.pack(f"={len(groups)}I", *groups) + self.data
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it: a result, or a negative errno; a priority; and data."""
+
+    result: int
+    value: int = 0
+    data: bytes = b""
+
+
+class QueueKeeper:
+    """Orders to it, and what came of them."""
+
+    def __init__(self) -> None:
+        self._keeper = Keeper(PROGRAM, SOCKET, room=_REPORT.size + MAX_TEXT)
+        self._keeper.on_packet = self._hear
+        self._keeper.on_lost = self._lose
+        self._ids = itertools.count(OUR_IDS)
+        self._waiting: dict[tuple[int, int], asyncio.Future[Outcome]] = {}
+        self.owners: set[int] = set()
+        """Whom it may have something of."""
+
+    async def run(self) -> None:
+        """Keep it running, and connected, until cancelled."""
+        await self._keeper.run()
+
+    async def wait_told(self) -> None:
+        """Wait until it can be asked."""
+        await self._keeper.wait_told()
+
+    async def do(self, wish: Wish) -> Outcome:
+        """Have it done. The same owner and id again have the same answer, until `done`."""
+        await self.wait_told()
+        self.owners.add(wish.owner)
+        key = (wish.owner, wish.id)
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.get_running_loop().create_future()
+            self._keeper.send(wish.pack())
+        # Another may wait for it: who asked first has asked again.
+        return await asyncio.shield(self._waiting[key])
+
+    async def close(self, owner: int, end: int) -> None:
+        """Close an end, if it is open."""
+        await self.do(Wish(owner, next(self._ids), Order.CLOSE, end=end))
+
+    def cancel(self, owner: int, number: int) -> None:
+        """Have an order that is under way end soon."""
+        self._keeper.send(Wish(owner, number, Order.CANCEL).pack())
+
+    def done(self, owner: int, number: int) -> None:
+        """Its answer has arrived where it was wanted."""
+        self._keeper.send(Wish(owner, number, Order.DONE).pack())
+
+    def drop(self, owner: int) -> None:
+        """Forget all that there is of a node that is dead."""
+        self._keeper.send(Wish(owner, 0, Order.DROP).pack())
+        self.owners.discard(owner)
+        for key in [key for key in self._waiting if key[0] == owner]:
+            self._end(key, Outcome(-errno.EIO))
+
+    def _hear(self, packet: bytes, fds: Sequence[int]) -> None:
+        close_all(fds)
+        kind, owner, number, result, value = _REPORT.unpack_from(packet)
+        match kind:
+            case _Report.RESULT:
+                self._end((owner, number), Outcome(result, value, packet[_REPORT.size :]))
+            case _Report.HELD:
+                self.owners.add(owner)
+            case _Report.TOLD:
+                self._keeper.tell()
+
+    def _end(self, key: tuple[int, int], outcome: Outcome) -> None:
+        waiting = self._waiting.pop(key, None)
+        if waiting and not waiting.done():
+            waiting.set_result(outcome)
+
+    def _lose(self) -> None:
+        """It was killed, and all descriptors with it."""
+        for key in list(self._waiting):
+            self._end(key, Outcome(-errno.EIO))
