@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""System V IPC inside one node, in the SSI session and outside; between nodes beside TCP.
+"""System V IPC and POSIX queues in a node, in the SSI session and outside; between nodes, TCP.
 
 Outside is the ramdisk, which the filter and the daemon have nothing to do with. Between nodes, a
 process of node 1 uses objects of node 2, and the two ask each other by two queues, beside a plain
@@ -27,15 +27,22 @@ INSIDE_KINDS = (
     "semop", "semop, SEM_UNDO", "semctl GETVAL", "msgsnd and msgrcv", "semaphores, there and back",
     "queues, there and back", "private queue, made and removed", "queue with a key, the same",
     "msgget of one that is there",
+    "mq_send and mq_receive", "mq_open, mq_unlink",
 )  # fmt: skip
-BETWEEN_KINDS = ("semop", "semop, SEM_UNDO", "semctl GETVAL", "msgsnd and msgrcv")
+BETWEEN_KINDS = (
+    "semop",
+    "semop, SEM_UNDO",
+    "semctl GETVAL",
+    "msgsnd and msgrcv",
+    "mq_send and mq_receive",
+)
 
 COMMON = """
 import ctypes, json, os, struct, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 libc.msgsnd.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
 libc.semop.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
-room = ctypes.create_string_buffer(256)
+room, large = ctypes.create_string_buffer(256), ctypes.create_string_buffer(8192)
 text = struct.pack("=q", 1) + bytes(64)
 up, down = struct.pack("=Hhh", 0, 1, 0), struct.pack("=Hhh", 0, -1, 0)
 lock, unlock = struct.pack("=Hhh", 0, -1, 0o10000), struct.pack("=Hhh", 0, 1, 0o10000)
@@ -60,6 +67,21 @@ def send(queue):
 
 def receive(queue):
     check(libc.msgrcv(queue, room, ctypes.c_size_t(248), ctypes.c_long(0), 0))
+
+NAME = b"/ssi.bench"
+
+def open_queue(name):
+    return check(libc.mq_open(name, 0o102, 0o600, None))
+
+def post(queue):
+    check(libc.mq_send(queue, room, ctypes.c_size_t(64), 0))
+
+def fetch(queue):
+    check(libc.mq_receive(queue, large, ctypes.c_size_t(8192), None))
+
+def by_queue(queue):
+    post(queue)
+    fetch(queue)
 
 def calls(times, semaphores, queue):
     def both(first, second):
@@ -101,6 +123,14 @@ few = max(20, times // 20)
 found += [measure(few, lambda: make(0)), measure(few, lambda: make(key))]
 keyed = check(libc.msgget(key, 0o1600))
 found.append(measure(few, lambda: check(libc.msgget(key, 0))))
+def make_queue():
+    queue = open_queue(NAME)
+    check(libc.mq_unlink(NAME))
+    os.close(queue)
+queue = open_queue(NAME)
+found.append(measure(times, lambda: by_queue(queue)))
+check(libc.mq_unlink(NAME))
+found.append(measure(few, make_queue))
 for queue in (*queues, keyed):
     check(libc.msgctl(queue, 0, None))
 check(libc.semctl(semaphores, 0, 0, 0))
@@ -112,6 +142,8 @@ times, key = int(sys.argv[1]), int(sys.argv[2])
 semaphores = check(libc.semget(key, 3, 0))
 there, back = [check(libc.msgget(key + n, 0)) for n in range(2)]
 found = calls(times, semaphores, there)
+queue = open_queue(NAME)
+found.append(measure(times, lambda: by_queue(queue)))
 def ask():
     send(there)
     receive(back)
@@ -125,6 +157,7 @@ ANSWER = f"""{COMMON}
 times, key = int(sys.argv[1]), int(sys.argv[2])
 semaphores = check(libc.semget(key, 3, 0o1600))
 queues = [check(libc.msgget(key + n, 0o1600)) for n in range(2)]
+open_queue(NAME)
 print("ready", flush=True)
 wait = struct.pack("=Hhh", 1, -1, 0)
 check(libc.semop(semaphores, wait, 1))
@@ -132,6 +165,7 @@ for _ in range(times):
     receive(queues[0])
     send(queues[1])
 check(libc.semop(semaphores, wait, 1))
+check(libc.mq_unlink(NAME))
 for queue in queues:
     check(libc.msgctl(queue, 0, None))
 check(libc.semctl(semaphores, 0, 0, 0))

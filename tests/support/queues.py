@@ -51,7 +51,8 @@ def send(queue, text, priority=0, within_s=None):
     data = text.encode("latin-1")
     if within_s is None:
         return check(libc.mq_send(queue, data, ctypes.c_size_t(len(data)), priority))
-    return check(libc.mq_timedsend(queue, data, ctypes.c_size_t(len(data)), priority, until(within_s)))
+    words = queue, data, ctypes.c_size_t(len(data)), priority
+    return check(libc.mq_timedsend(*words, until(within_s)))
 
 def receive(queue, within_s=None, size=32768):
     room, priority = ctypes.create_string_buffer(size), ctypes.c_uint(0)

@@ -25,7 +25,7 @@ class Shared:
             Devices(cluster, ics, launcher, space.asking, space.device),
             Futexes(space.asking, ics, launcher),
             Ipc(cluster, ics, space),
-            Queues(cluster, ics, space.asking, space.device),
+            Queues(cluster, ics, launcher, space.asking, space.device),
             UnixSockets(cluster, ics, space.asking, space.device),
         )
 

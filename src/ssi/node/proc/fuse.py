@@ -23,6 +23,8 @@ class Op(enum.IntEnum):
     OPEN = 14
     READ = 15
     WRITE = 16
+    MKNOD = 8
+    UNLINK = 10
     STATFS = 17
     RELEASE = 18
     FLUSH = 25
@@ -30,6 +32,7 @@ class Op(enum.IntEnum):
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
@@ -64,6 +67,9 @@ UNSIZED = 1 << 30
 
 FOREIGN = 1 << 29
 """A flag of attributes: a device of another kernel (fuse-foreign.patch)."""
+
+RESENT = 1 << 63
+"""Set in the number of a request that is repeated."""
 
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3

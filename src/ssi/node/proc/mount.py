@@ -1,4 +1,4 @@
-"""Mounts in the userland: /proc, with the kernel's own behind it, and /devfs."""
+"""Mounts in the userland, each with the kernel's own behind it: /proc, /devfs, /dev/mqueue."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def _check(result: int, what: str) -> None:
 DEVICES = "/devfs"
 BEHIND_DEVICES = "/run/ssi/devfs"
 """Where this node's own folder of /devfs is (make-userland)."""
+
+QUEUES = "/dev/mqueue"
+BEHIND_QUEUES = "/run/ssi/mqueue"
+"""Where this node's own queues are (make-userland)."""
 
 OPTIONS = "rootmode=40555,user_id=0,group_id=0,allow_other,default_permissions"
 
@@ -76,6 +80,20 @@ def _mount_devices(fd: int) -> None:
     )  # fmt: skip
 
 
+def _mount_queues(fd: int) -> None:
+    libc = _enter(USERLAND)
+    while libc.umount2(QUEUES.encode(), MNT_DETACH) == 0:
+        pass
+    options = OPTIONS.replace("40555", "41777")
+    _check(
+        libc.mount(
+            b"mqueue", QUEUES.encode(), b"fuse", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+            f"fd={fd},{options},elsewhere={BEHIND_QUEUES}".encode(),
+        ),
+        f"mounting {QUEUES}",
+    )  # fmt: skip
+
+
 async def mount_proc(fd: int) -> None:
     """Mount `fd` over /proc of the userland; raises SsiError."""
     await _run_in_thread(_mount_proc, fd)
@@ -84,6 +102,11 @@ async def mount_proc(fd: int) -> None:
 async def mount_devices(fd: int) -> None:
     """Mount `fd` at /devfs of the userland; raises SsiError."""
     await _run_in_thread(_mount_devices, fd)
+
+
+async def mount_queues(fd: int) -> None:
+    """Mount `fd` at /dev/mqueue of the userland; raises SsiError."""
+    await _run_in_thread(_mount_queues, fd)
 
 
 async def _run_in_thread(mount: Callable[[int], None], fd: int) -> None:

@@ -159,16 +159,26 @@ class Ends:
 
     async def unlink(self, wanted: Wanted, name: bytes) -> None:
         """Remove a name that this kernel does not have; raises OSError."""
-        home = self._homes.find(queue_name(name))
-        if home is None or home == self._homes.own:
+        if self._homes.is_here(queue_name(name)):
             raise FileNotFoundError(errno.ENOENT, "no such queue")
-        caller = read_caller(wanted.thread).dump()
-        words = {"name": queue_name(name), "number": wanted.number, "caller": caller}
+        await self._unlink(wanted.number, wanted.thread, name)
+
+    async def remove(self, number: int, thread: int, name: bytes) -> None:
+        """Remove a name, wherever the queue is; raises OSError."""
+        await self._unlink(number, thread, name)
+        await self.settle(number)
+
+    async def _unlink(self, number: int, thread: int, name: bytes) -> None:
+        home = self._homes.find(queue_name(name))
+        if home is None:
+            raise FileNotFoundError(errno.ENOENT, "no such queue")
+        caller = read_caller(thread).dump()
+        words = {"name": queue_name(name), "number": number, "caller": caller}
         try:
             answer = await self._asking.ask(home.node, "queue-unlink", words)
         except NodeLost as error:
             raise FileNotFoundError(errno.ENOENT, "gone with its node") from error
-        self._remembered.add(wanted.number, home.node, {"number": wanted.number})
+        self._remembered.add(number, home.node, {"number": number})
         result = wire.get_int(answer, "result", -4095, 0)
         if result < 0:
             raise OSError(-result, os.strerror(-result))

@@ -72,6 +72,9 @@ def _find_port(pid: int, fd: int) -> int:
     process = os.pidfd_open(pid)
     try:
         with socket.socket(fileno=get_descriptor(process, fd)) as line:
+            # The C library leaves it without one: its own kernel goes by the descriptor.
+            if not line.getsockname()[0]:
+                line.bind((0, 0))
             port: int = line.getsockname()[0]
             return port
     finally:
