@@ -12,7 +12,7 @@ import pytest
 
 from support.clusters import Cluster
 from support.fifos import Refused
-from support.queues import CREAT, EXCL, NONBLOCK, RDONLY, RDWR, WRONLY, using
+from support.queues import CREAT, EXCL, NONBLOCK, RDONLY, RDWR, WRITE, using
 
 _names = (f"/queue{n}" for n in itertools.count())
 NOBODY = 65534
@@ -86,7 +86,7 @@ def test_a_name_is_removed(trio: Cluster, name: str) -> None:
         two.do("send", second, "still there")
         assert three.do("receive", third) == [0, "still there"]
         assert three.do("getattr", again) == [0, 8, 1024, 0]
-        other = one.do("open", name, WRONLY)
+        other = one.do("open", name, WRITE)
         one.do("send", other, "the new one")
         assert refused(lambda: one.do("receive", other)) == "EBADF"
         assert three.do("receive", again) == [0, "the new one"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from support.clusters import Cluster
 from support.fifos import Actor, Doing, acting_as
 
-RDONLY, WRONLY, RDWR, CREAT, EXCL, NONBLOCK = 0, 1, 2, 0o100, 0o200, 0o4000
+RDONLY, WRITE, RDWR, CREAT, EXCL, NONBLOCK = 0, 1, 2, 0o100, 0o200, 0o4000
 
 BUSY = {"send": 242, "receive": 243, "poll": 7, "open": 240}
 """System calls of x86-64 in which a thread waits."""
