@@ -88,12 +88,12 @@ def test_daemons_are_killed_while_it_flows(own: Cluster, name: str) -> None:
         queue = home.do("open", name, MAKE)
         ours = other.do("open", name)
         there, back = other.begin("flow", ours, 60), home.begin("take", queue, 60)
-        for _ in range(3):
+        for _ in range(2):
             kill()
         there.result()
         assert back.result() == list(range(60))
         there, back = home.begin("flow", queue, 60), other.begin("take", ours, 60)
-        for _ in range(3):
+        for _ in range(2):
             kill()
         there.result()
         assert back.result() == list(range(60))
