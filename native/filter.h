@@ -64,35 +64,36 @@ static const struct filter_call {
 	{ __NR_pidfd_open, 0, FILTER_NO_SIGNAL },
 };
 
-enum { IPC_BLOCK = 19 };
+enum { IPC_BLOCK = 20 };
 
 /*
  * Writes what a call of System V IPC comes to, whose number is in the accumulator: ssid hears of keys that
  * are not private, of identifiers that are not of `range`, and of removals, of which other nodes may have
- * to know. semtimedop comes in where its identifier is looked at.
+ * to know; and of all that asks or changes what shared memory is, as several kernels may have it. semtimedop comes in where its identifier is looked at.
  */
 static void filter_ipc(struct sock_filter *code, uint32_t range)
 {
 	const struct sock_filter block[IPC_BLOCK] = {
-		/* 0 */ FILTER_IF(BPF_JEQ, __NR_shmdt, 16, 0),
-		/* 1 */ FILTER_IF(BPF_JEQ, __NR_shmget, 10, 0),
-		/* 2 */ FILTER_IF(BPF_JEQ, __NR_semget, 9, 0),
-		/* 3 */ FILTER_IF(BPF_JEQ, __NR_msgget, 8, 0),
-		/* 4 */ FILTER_IF(BPF_JEQ, __NR_semctl, 5, 0),
-		/* 5 */ FILTER_IF(BPF_JEQ, __NR_msgctl, 1, 0),
-		/* 6 */ FILTER_IF(BPF_JEQ, __NR_shmctl, 0, 7),
+		/* 0 */ FILTER_IF(BPF_JEQ, __NR_shmdt, 17, 0),
+		/* 1 */ FILTER_IF(BPF_JEQ, __NR_shmget, 11, 0),
+		/* 2 */ FILTER_IF(BPF_JEQ, __NR_semget, 10, 0),
+		/* 3 */ FILTER_IF(BPF_JEQ, __NR_msgget, 9, 0),
+		/* 4 */ FILTER_IF(BPF_JEQ, __NR_semctl, 6, 0),
+		/* 5 */ FILTER_IF(BPF_JEQ, __NR_msgctl, 3, 0),
+		/* 6 */ FILTER_IF(BPF_JEQ, __NR_shmctl, 0, 8),
 		/* 7 */ FILTER_LOAD(args[1]),
-		/* 8 */ FILTER_IF(BPF_JEQ, 0, 9, 0),	/* IPC_RMID */
-		/* 9 */ FILTER_IF(BPF_JEQ, 0, 4, 4),
-		/* 10 */ FILTER_LOAD(args[2]),
-		/* 11 */ FILTER_IF(BPF_JEQ, 0, 6, 2),
-		/* 12: a key */ FILTER_LOAD(args[0]),
-		/* 13 */ FILTER_IF(BPF_JEQ, 0, 3, 4),	/* IPC_PRIVATE */
-		/* 14: an identifier */ FILTER_LOAD(args[0]),
-		/* 15 */ BPF_STMT(BPF_ALU | BPF_AND | BPF_K, IPC_RANGES << IPC_RANGE_SHIFT),
-		/* 16 */ FILTER_IF(BPF_JEQ, range << IPC_RANGE_SHIFT, 0, 1),
-		/* 17 */ FILTER_RETURN(SECCOMP_RET_ALLOW),
-		/* 18 */ FILTER_RETURN(SECCOMP_RET_USER_NOTIF),
+		/* 8 */ FILTER_IF(BPF_JGE, 3, 6, 10),	/* behind IPC_RMID, IPC_SET and IPC_STAT */
+		/* 9 */ FILTER_LOAD(args[1]),
+		/* 10 */ FILTER_IF(BPF_JEQ, 0, 8, 4),	/* IPC_RMID */
+		/* 11 */ FILTER_LOAD(args[2]),
+		/* 12 */ FILTER_IF(BPF_JEQ, 0, 6, 2),
+		/* 13: a key */ FILTER_LOAD(args[0]),
+		/* 14 */ FILTER_IF(BPF_JEQ, 0, 3, 4),	/* IPC_PRIVATE */
+		/* 15: an identifier */ FILTER_LOAD(args[0]),
+		/* 16 */ BPF_STMT(BPF_ALU | BPF_AND | BPF_K, IPC_RANGES << IPC_RANGE_SHIFT),
+		/* 17 */ FILTER_IF(BPF_JEQ, range << IPC_RANGE_SHIFT, 0, 1),
+		/* 18 */ FILTER_RETURN(SECCOMP_RET_ALLOW),
+		/* 19 */ FILTER_RETURN(SECCOMP_RET_USER_NOTIF),
 	};
 
 	memcpy(code, block, sizeof(block));
@@ -127,7 +128,7 @@ static int filter_install(uint32_t first, uint32_t range)
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, __NR_shmctl + 1, 1, 0);
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, __NR_shmget, range ? 4 : 0, 0);
 	code[at++] = (struct sock_filter)FILTER_RETURN(SECCOMP_RET_ALLOW);
-	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, range ? __NR_semtimedop : UINT32_MAX, 16, 0);
+	code[at++] = (struct sock_filter)FILTER_IF(BPF_JEQ, range ? __NR_semtimedop : UINT32_MAX, 17, 0);
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, range ? __NR_msgctl + 1 : 0, IPC_BLOCK + 1, 0);
 	code[at++] = (struct sock_filter)FILTER_IF(BPF_JGE, __NR_semget, 0, IPC_BLOCK);
 	filter_ipc(&code[at], range);

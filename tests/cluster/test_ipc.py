@@ -9,7 +9,7 @@ import pytest
 
 from support.clusters import Cluster, wait_until
 from support.fifos import Refused
-from support.ipc import CREAT, EXCL, MEMORY, NOWAIT, QUEUE, SEMAPHORES, using
+from support.ipc import CREAT, EXCL, NOWAIT, QUEUE, SEMAPHORES, using
 
 _keys = itertools.count(0x5510)
 GETVAL, GETNCNT, SETVAL = 12, 14, 16
@@ -166,20 +166,6 @@ def test_private_objects_have_no_key(trio: Cluster) -> None:
         assert one.do("msgrcv", queues[0]) == [1, "by its number"]
         for queue in queues:
             two.do("rmid", QUEUE, queue)
-
-
-def test_memory_is_each_nodes_own_and_says_so(trio: Cluster, key: int) -> None:
-    with using(trio, 1, 2) as [one, two]:
-        memory = one.do("shmget", key, 4096)
-        assert one.do("shmget", key, 4096) == memory
-        assert one.do("shmat", memory) == 0
-        assert refused(lambda: two.do("shmget", key, 4096)) == "EREMOTE"
-        assert refused(lambda: two.do("shmget", key, 4096, CREAT | EXCL | 0o600)) == "EEXIST"
-        assert refused(lambda: two.do("shmat", memory)) == "EREMOTE"
-        assert two.do("stat", MEMORY, memory)[6] == 4096
-        two.do("rmid", MEMORY, memory)
-        assert two.do("shmat", two.do("shmget", key, 4096)) == 0
-        one.do("rmid", MEMORY, two.do("shmget", key, 4096))
 
 
 @pytest.mark.parametrize("kind", [QUEUE, SEMAPHORES])

@@ -12,12 +12,12 @@ from support.fifos import Actor, Doing, acting_as
 CREAT, EXCL, NOWAIT, UNDO = 0o1000, 0o2000, 0o4000, 0o10000
 QUEUE, SEMAPHORES, MEMORY = "msg", "sem", "shm"
 
-BUSY = {"semop": 220, "msgsnd": 69, "msgrcv": 70}
+BUSY = {"semop": 220, "msgsnd": 69, "msgrcv": 70, "futex": 202}
 """System calls of x86-64 in which a thread waits."""
 
 # Each order is done by a thread of its own, which says its number first.
 AGENT = """
-import ctypes, json, os, signal, socket, struct, sys, threading
+import ctypes, json, mmap, os, signal, socket, struct, sys, threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 lock = threading.Lock()
@@ -46,9 +46,56 @@ def semget(key, count, flags=0o1600):
 def shmget(key, size, flags=0o1600):
     return check(libc.shmget(ctypes.c_int(key), ctypes.c_size_t(size), flags))
 
-def shmat(id):
-    libc.shmat.restype = ctypes.c_long
-    return check(libc.shmat(id, None, 0)) and 0
+libc.shmat.restype = ctypes.c_long
+attached = {}
+
+def shmat(id, flags=0):
+    attached[id] = check(libc.shmat(id, None, flags))
+    return 0
+
+def shmdt(id):
+    return check(libc.shmdt(ctypes.c_void_p(attached.pop(id))))
+
+def put(id, at, text):
+    ctypes.memmove(attached[id] + at, text.encode(), len(text))
+
+def get(id, at, size):
+    return ctypes.string_at(attached[id] + at, size).decode()
+
+def add(id, at, value, times=1):
+    # lock xadd %rsi, (%rdi), and what was there: one instruction, as no library has it.
+    code = bytes.fromhex("4889f0f0480fc107c3")
+    room = mmap.mmap(-1, 4096, prot=7)
+    room.write(code)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    xadd = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_long)(place)
+    for _ in range(times):
+        found = xadd(attached[id] + at, value)
+    return found
+
+def futex(id, at, operation, value):
+    # 0 waits while it is `value`, 1 wakes so many.
+    address = ctypes.c_void_p(attached[id] + at)
+    return check(libc.syscall(ctypes.c_long(202), address, operation, value, None, None, 0))
+
+def fork(id):
+    # A child that has it attached as well, until it is killed.
+    if not (pid := os.fork()):
+        libc.pause()
+    return pid
+
+def end(pid):
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+def shmctl(id, command):
+    return check(libc.shmctl(id, command, None))
+
+def about(id):
+    # Mode, size, cpid, lpid, nattch.
+    room = ctypes.create_string_buffer(128)
+    control("shm", id, 2, room)
+    return list(struct.unpack_from("=20xI24xQ24xiiQ", room))
 
 def msgsnd(id, kind, text, flags=0):
     data = text.encode("latin-1")

@@ -14,6 +14,7 @@ from ssi.node import dlm, root
 from ssi.node.devfs import keeper as device_keeper
 from ssi.node.fifo import keeper as fifo_keeper
 from ssi.node.hostline import HostLine
+from ssi.node.ipc import device as segments
 from ssi.node.ipc import keeper as ipc_keeper
 from ssi.node.processes import find_process, list_userland
 from ssi.node.queues import keeper as queue_keeper
@@ -91,6 +92,7 @@ async def leave(host: HostLine, how: str) -> None:
     await wait_until(lambda: not _has_pages(), within_s=PAGES_S)
     await end_userland()
     await wait_until(lambda: not _kill_keepers(), within_s=STEP_S)
+    segments.remove_all()
     try:
         await root.leave_root()
     except SsiError as error:

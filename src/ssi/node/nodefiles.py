@@ -21,7 +21,7 @@ cd "/cluster/node$1" || exit
 chgrp utmp run/utmp && chmod 664 run/utmp
 rm -rf .old.* .new && mkdir .new && cp -ax /dev/. .new && rm -rf dev && mv .new dev
 # What processes of the cluster's former lives have shared.
-for old in /cluster/shm.*; do [ "$old" = "/cluster/shm.$2" ] || rm -rf "$old"; done
+for old in /cluster/shm.* /cluster/sysv.*; do case $old in *".$2") ;; *) rm -rf "$old" ;; esac; done
 """
 
 

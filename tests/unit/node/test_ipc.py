@@ -10,8 +10,10 @@ import pytest
 
 from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
+from ssi.node.ipc.device import Segment
 from ssi.node.ipc.keeper import Kind
 from ssi.node.ipc.snapshots import Snapshot, Snapshots
+from ssi.node.proc.sysvipc import merge
 from ssi.node.state.ipc import Home, Ipc, key_name, range_of
 from ssi.node.state.view import View
 
@@ -124,3 +126,29 @@ def test_snapshots_that_are_none_are_refused() -> None:
         Snapshot.load(pack(1)[:-4]).list_undos()
     assert Snapshot.load(pack(1, count=2**32 - 1)).is_void
     assert dataclasses.replace(Snapshot.load(pack(1)), kind=Kind.QUEUE).list_undos() == []
+
+
+HEAD = (
+    "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid"
+)
+ROW = "{:10} {:10} {:5} {:21} {:5} {:5} {:6} {:5} {:5} {:5} {:5} {:10} {:10} {:10} {:21} {:21}"
+
+
+def test_a_segment_of_several_nodes_is_one_row() -> None:
+    one = ROW.format(5, 77, 600, 4096, 9, 9, 2, 0, 0, 0, 0, 10, 11, 5, 4096, 0)
+    two = ROW.format(5, 77, 600, 4096, 0, 33, 1, 0, 0, 0, 0, 12, 0, 7, 4096, 0)
+    other = ROW.format(0, 78, 600, 4096, 33, 33, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0)
+    merged = merge("sysvipc/shm", [f"{HEAD}\n{two}\n{other}\n", f"{HEAD}\n{one}\n"])
+    both = ROW.format(5, 77, 600, 4096, 9, 33, 3, 0, 0, 0, 0, 12, 11, 5, 4096, 0)
+    assert merged == f"{HEAD}\n{both}\n{other}\n"
+    assert merge("sysvipc/msg", [f"{HEAD}\n{two}\n", f"{HEAD}\n{one}\n"]).count("\n") == 3
+
+
+def test_segments_travel() -> None:
+    one = Segment(77, -5, 0o1600, 1, 2, 3, 4, 1, 9, 33, 4096, 2, 123456, 5, 6, 7)
+    assert Segment.load(one.dump()) == one
+    assert one.is_removed
+    assert one.used_at == 6
+    for wrong in ({"id": -1}, {"size": "4096"}, {"nattch": -1}):
+        with pytest.raises(ProtocolError):
+            Segment.load(one.dump() | wrong)

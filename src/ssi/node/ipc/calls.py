@@ -15,8 +15,9 @@ from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
 from ssi.common.wire import Message
 from ssi.node.ipc.keeper import CONTROLS, GETS, LOST, ROOT, Call, Kind, Outcome, Wish
-from ssi.node.ipc.objects import CREAT, EXCL, RMID, SET, SETALL, SETVAL, STAT, Objects
+from ssi.node.ipc.objects import CREAT, RMID, SET, SETALL, SETVAL, STAT, Objects
 from ssi.node.ipc.places import Places
+from ssi.node.ipc.segments import Segments
 from ssi.node.ipc.snapshots import FOLDER, Snapshots
 from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.caller import read_caller, read_memory
@@ -38,6 +39,7 @@ UNDO = 0o10000
 MOST_OPERATIONS = 500
 MOST_BYTES = 32 * 1024
 MOST_SEMAPHORES = 16000
+MOST_MEMORY = 2**63 - 1
 
 GETVAL, GETALL, GETPID, GETNCNT, GETZCNT = 12, 13, 11, 14, 15
 COMMANDS = {
@@ -53,6 +55,9 @@ BY_INDEX = {
     Kind.MEMORY: {3, 13, 14, 15},
 }
 """IPC_INFO and the like: the node's own."""
+
+LOCKING = {11, 12}
+"""SHM_LOCK and SHM_UNLOCK: the kernel says who may, and does nothing where nodes share."""
 
 SIZES = {Kind.SEMAPHORES: 104, Kind.QUEUE: 120, Kind.MEMORY: 112}
 """Of struct semid_ds and so on."""
@@ -74,25 +79,25 @@ class Calls:
     """Judges them."""
 
     def __init__(
-        self, places: Places, objects: Objects, snapshots: Snapshots, asking: Asking,
-        listener: Listener, judges: dict[int, Judge],
+        self, places: Places, objects: Objects, segments: Segments, snapshots: Snapshots,
+        asking: Asking, listener: Listener, judges: dict[int, Judge],
     ) -> None:  # fmt: skip
         self._places = places
         self._objects = objects
+        self._segments = segments
         self._snapshots = snapshots
         self._asking = asking
         self._listener = listener
         self._tasks = Tasks()
         self._undoing: set[int] = set()
         """Processes that use SEM_UNDO on other nodes."""
-        for kind, number in ((Kind.SEMAPHORES, SEMGET), (Kind.QUEUE, MSGGET)):
+        for kind, number in zip(Kind, (SEMGET, MSGGET, SHMGET), strict=True):
             judges[number] = _ours(self._getting(kind))
         for kind, number in zip(Kind, (SEMCTL, MSGCTL, SHMCTL), strict=True):
             judges[number] = _ours(self._controlling(kind))
         judges[SEMOP] = judges[SEMTIMEDOP] = _ours(self._semop)
         judges[MSGSND] = _ours(self._msgsnd)
         judges[MSGRCV] = _ours(self._msgrcv)
-        judges[SHMGET] = _ours(self._get_memory)
         judges[SHMAT] = _ours(self._attach)
 
     # -- having it done --------------------------------------------------------------------------
@@ -157,8 +162,12 @@ class Calls:
 
     def _getting(self, kind: Kind) -> Judge:
         async def get(call: HeldCall) -> Verdict:
-            key, flags = call.int_at(0), call.int_at(2 if kind is Kind.SEMAPHORES else 1)
-            size = call.int_at(1) if kind is Kind.SEMAPHORES else 0
+            key, flags = call.int_at(0), call.int_at(1 if kind is Kind.QUEUE else 2)
+            size = 0
+            if kind is Kind.SEMAPHORES:
+                size = call.int_at(1)
+            elif kind is Kind.MEMORY:
+                size = min(call.arguments[1], MOST_MEMORY)
             caller = read_caller(call.thread)
             wish = Wish(GETS[kind], 0, caller, (key, size, flags))
             return await self._get(call, kind, wish)
@@ -178,12 +187,10 @@ class Calls:
             if home == self._places.own:
                 if self._objects.let_make(kind, key, wish.caller.pid):
                     return GO_ON
-            elif self._places.is_alive(home):
-                if kind is Kind.MEMORY:
-                    found = flags & CREAT and flags & EXCL
-                    return Verdict(error=errno.EEXIST if found else errno.EREMOTE)
-                if verdict := await self._get_there(call, home, kind, wish):
-                    return verdict
+            elif self._places.is_alive(home) and (
+                verdict := await self._get_there(call, home, kind, wish)
+            ):
+                return verdict
             await self._places.wait_change()
         return Verdict(error=RESTARTS_ALWAYS)
 
@@ -204,17 +211,31 @@ class Calls:
         settled = self._settle(kind, outcome.result, call.id)
         return dataclasses.replace(_read(outcome), settled=settled)
 
-    # -- memory, which is each node's own --------------------------------------------------------
-
-    async def _get_memory(self, call: HeldCall) -> Verdict:
-        caller = read_caller(call.thread)
-        wish = Wish(Call.SHMGET, 0, caller, (call.int_at(0), 0, call.int_at(2)))
-        return await self._get(call, Kind.MEMORY, wish)
+    # -- memory ----------------------------------------------------------------------------------
 
     async def _attach(self, call: HeldCall) -> Verdict:
-        identifier = call.int_at(0)
-        home = self._places.find(Kind.MEMORY, identifier) if identifier >= 0 else None
-        return Verdict(error=errno.EREMOTE if home else errno.EINVAL)
+        """Have it here, too; then the kernel goes on with it."""
+        identifier, caller = call.int_at(0), read_caller(call.thread)
+        while not self._listener.is_signalled(call):
+            home = self._places.find(Kind.MEMORY, identifier) if identifier >= 0 else None
+            if home is None:
+                return Verdict(error=errno.EINVAL)
+            if home == self._places.own:
+                return GO_ON
+            if self._places.is_alive(home):
+                with contextlib.suppress(NodeLost):
+                    error = await self._segments.bring(home, identifier, caller)
+                    if error is not None:
+                        return Verdict(error=error) if error else GO_ON
+            await self._places.wait_change()
+        return Verdict(error=RESTARTS_ALWAYS)
+
+    def _is_local(self, kind: Kind, identifier: int, command: int) -> bool:
+        """Tell whether it is about memory that only this node has; a removal is everybody's."""
+        if kind is not Kind.MEMORY or command not in {SET, STAT} or identifier < 0:
+            return False
+        home = self._places.find(kind, identifier)
+        return home == self._places.own and not self._segments.is_shared(identifier)
 
     # -- queues ----------------------------------------------------------------------------------
 
@@ -270,12 +291,13 @@ class Calls:
         async def control(call: HeldCall) -> Verdict:
             at = 1 if kind is Kind.SEMAPHORES else 0
             command = call.int_at(1 + at)
-            if command in BY_INDEX[kind]:
-                return GO_ON
             identifier, address = call.int_at(0), call.arguments[2 + at]
+            if command in BY_INDEX[kind] or self._is_local(kind, identifier, command):
+                return GO_ON
+            if kind is Kind.MEMORY and command in LOCKING:
+                return await self._attach(call)
             if command not in COMMANDS[kind]:
-                far = kind is Kind.MEMORY and self._places.find(kind, identifier)
-                return Verdict(error=errno.EREMOTE if far else errno.EINVAL)
+                return Verdict(error=errno.EINVAL)
             number = call.int_at(1) if at else 0
             data = b""
             if command == SET:

@@ -14,8 +14,10 @@ from ssi.common.errors import ProtocolError, SsiError
 from ssi.common.wire import Message
 from ssi.node.ics.answering import Call as Question
 from ssi.node.ics.ics import Ics
+from ssi.node.ipc.keeper import Kind
 from ssi.node.ipc.objects import Objects
 from ssi.node.ipc.places import Places, owner_of
+from ssi.node.ipc.segments import Segments
 from ssi.node.ipc.snapshots import Snapshot, Snapshots
 from ssi.node.process.asking import Asking
 from ssi.node.process.caller import MAX_PID
@@ -29,10 +31,12 @@ class Heirs:
     """This node as one of them."""
 
     def __init__(
-        self, places: Places, objects: Objects, snapshots: Snapshots, asking: Asking, ics: Ics
-    ) -> None:
+        self, places: Places, objects: Objects, segments: Segments, snapshots: Snapshots,
+        asking: Asking, ics: Ics,
+    ) -> None:  # fmt: skip
         self._places = places
         self._objects = objects
+        self._segments = segments
         self._snapshots = snapshots
         self._asking = asking
         self._taking: set[Home] = set()
@@ -90,7 +94,10 @@ class Heirs:
             made = [one for one in found if await self._make(one)]
             keys = [key_name(one.kind, one.key) for one in made if one.key]
             objects = [object_name(one.kind, one.id) for one in made]
-            logger.info("node%d: %d of its IPC objects are here now", dead.node, len(made))
+            memory = await self._segments.take(dead)
+            keys += [key_name(Kind.MEMORY, one.key) for one in memory if one.key]
+            objects += [object_name(Kind.MEMORY, one.id) for one in memory]
+            logger.info("node%d: %d of its IPC objects are here now", dead.node, len(objects))
             self._places.take(dead, keys, objects)
         finally:
             self._taking.discard(dead)

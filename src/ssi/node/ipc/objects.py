@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import struct
 import time
@@ -28,6 +29,7 @@ from ssi.node.ipc.keeper import (
     Wish,
 )
 from ssi.node.ipc.places import Places, owner_of
+from ssi.node.ipc.segments import Segments
 from ssi.node.ipc.snapshots import FOLDER, Snapshots
 from ssi.node.process.asking import Asking
 from ssi.node.process.caller import MAX_PID
@@ -58,10 +60,12 @@ class Objects:
     """All of this node."""
 
     def __init__(
-        self, places: Places, keeper: IpcKeeper, snapshots: Snapshots, asking: Asking, ics: Ics
-    ) -> None:
+        self, places: Places, keeper: IpcKeeper, segments: Segments, snapshots: Snapshots,
+        asking: Asking, ics: Ics,
+    ) -> None:  # fmt: skip
         self._places = places
         self._keeper = keeper
+        self._segments = segments
         self._snapshots = snapshots
         self._asking = asking
         self._owners: set[int] = set()
@@ -99,7 +103,17 @@ class Objects:
                 self._note_shared(wish.call, wish.object)
             snapshot = other and changes(wish)
             outcome = await self._keeper.do(owner, number, wish, snapshot=snapshot)
+            if wish.call is Call.SHMCTL and outcome.result >= 0:
+                outcome = await self._complete(wish, outcome)
         return {"lost": True} if outcome is GONE else {"lost": False, **outcome.dump()}
+
+    async def _complete(self, wish: Wish, outcome: Outcome) -> Outcome:
+        """Other nodes' kernels may have that memory as well."""
+        if wish.words[1] == SET:
+            await self._segments.tell_permissions(wish.object)
+            return outcome
+        data = await self._segments.complete(wish.object, outcome.data)
+        return dataclasses.replace(outcome, data=data)
 
     # -- keys ------------------------------------------------------------------------------------
 
@@ -170,10 +184,10 @@ class Objects:
         return FOLDER / f"shared-{kind}-{identifier}"
 
     def _note_shared(self, call: Call, identifier: int) -> None:
-        kind = Kind.QUEUE if call in {Call.MSGGET, Call.MSGSND, Call.MSGRCV, Call.MSGCTL} else (
-            Kind.MEMORY if call in {Call.SHMGET, Call.SHMCTL} else Kind.SEMAPHORES
-        )  # fmt: skip
-        self._shared(kind, identifier).touch()
+        if call in {Call.SHMGET, Call.SHMCTL}:
+            return  # where that is, the kernels know
+        queue = call in {Call.MSGGET, Call.MSGSND, Call.MSGRCV, Call.MSGCTL}
+        self._shared(Kind.QUEUE if queue else Kind.SEMAPHORES, identifier).touch()
 
     async def _remove(self, owner: int, number: int, wish: Wish) -> Outcome:
         """Remove it, and what other nodes know of it."""
@@ -187,8 +201,12 @@ class Objects:
             outcome = await self._keeper.do(owner, number, wish)
             if outcome.result < 0:
                 return outcome
+            if kind is Kind.MEMORY:
+                await self._segments.hear_removal(wish.object)
             if key:
                 await self._release(kind, key)
+        if kind is Kind.MEMORY:
+            return outcome
         self._places.remove(kind, wish.object)
         path = self._shared(kind, wish.object)
         if path.exists():
@@ -204,7 +222,11 @@ class Objects:
 
     async def _answer_gone(self, question: Question) -> Message:
         kind = wire.get_int(question.body, "kind", 0, 2)
-        self._snapshots.forget(kind, wire.get_int(question.body, "id", 0, MAX_ID))
+        identifier = wire.get_int(question.body, "id", 0, MAX_ID)
+        if kind == Kind.MEMORY:
+            await self._segments.forget(identifier)
+        else:
+            self._snapshots.forget(kind, identifier)
         return {}
 
     # -- what is under way -----------------------------------------------------------------------

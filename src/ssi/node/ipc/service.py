@@ -11,6 +11,7 @@ from ssi.node.ipc.heirs import Heirs
 from ssi.node.ipc.keeper import IpcKeeper
 from ssi.node.ipc.objects import Objects
 from ssi.node.ipc.places import Places
+from ssi.node.ipc.segments import Segments
 from ssi.node.ipc.snapshots import Snapshots
 from ssi.node.process.space import ProcessSpace
 from ssi.node.state.state import State
@@ -24,11 +25,15 @@ class Ipc:
         self._keeper = IpcKeeper()
         places = Places(cluster)
         snapshots = Snapshots()
-        self._objects = Objects(places, self._keeper, snapshots, space.asking, ics)
-        self._heirs = Heirs(places, self._objects, snapshots, space.asking, ics)
+        self._segments = Segments(cluster, places, self._keeper, space.asking, ics)
+        self._objects = Objects(
+            places, self._keeper, self._segments, snapshots, space.asking, ics
+        )  # fmt: skip
+        self._heirs = Heirs(places, self._objects, self._segments, snapshots, space.asking, ics)
         self._calls = Calls(
-            places, self._objects, snapshots, space.asking, space.listener, space.foreign.judges
-        )
+            places, self._objects, self._segments, snapshots, space.asking, space.listener,
+            space.foreign.judges,
+        )  # fmt: skip
         self._heirs.is_living = self._calls.is_undoing
 
     async def run(self) -> None:
@@ -40,9 +45,11 @@ class Ipc:
             self._hear_changes(State(), State())
             self._cluster.on_change.append(self._hear_changes)
             self._calls.take_over()
+            group.create_task(self._segments.run())
 
     def _hear_changes(self, before: State, now: State) -> None:
         if before.ipc is now.ipc and before.view is now.view:
             return
         self._objects.hear_changes()
         self._heirs.hear_changes()
+        self._segments.look_again()

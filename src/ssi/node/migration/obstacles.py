@@ -44,7 +44,7 @@ KNOWN = frozenset({"eventfd", "eventpoll", "inotify", "signalfd", "timerfd"})
 """Anonymous inodes that CRIU takes along."""
 
 _DELETED = " (deleted)"
-_SYSV = re.compile(r"/SYSV[0-9a-f]{8}")
+_SYSV = re.compile(r"/SYSV[0-9a-f]{8}|(/sysroot)?/cluster/sysv\.")
 _LINE = re.compile(r"\S+ \S+ \S+ (\S+) \S+ +(/.*)")
 _STAT_FLAGS, _KERNEL_THREAD = 6, 0x200000  # counted behind the name
 _ELF_32 = b"\x7fELF\x01"
