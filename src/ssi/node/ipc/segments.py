@@ -132,8 +132,13 @@ class Segments:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / f"{identifier}-new-{os.urandom(6).hex()}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.ftruncate(file, size)
-        return file, path.rename(self._folder / f"{identifier}-{os.fstat(file).st_ino}")
+        try:
+            os.ftruncate(file, size)
+            return file, path.rename(self._folder / f"{identifier}-{os.fstat(file).st_ino}")
+        except OSError:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
 
     async def complete(self, identifier: int, about: bytes) -> bytes:
         """Return what IPC_STAT says at the home, with what is on all other nodes."""
