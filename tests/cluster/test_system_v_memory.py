@@ -31,7 +31,6 @@ def trio(own: Cluster) -> Iterator[Cluster]:
     """They, all up; no segment is left."""
     own.restore(1, 2, 3)
     yield own
-    own.restore(1, 2, 3)
     wait_until(lambda: not list_files(own), "all files are gone")
 
 
