@@ -94,7 +94,8 @@ public class Rounds {
 }
 """
 
-# Lines until SIGTERM, or so many times ten; then how many that were, in a file.
+# Lines until SIGTERM, or so many; then how many that were, in a file. gzip gets no more than half of
+# them away: it writes a quarter of a megabyte at once, and who waits for more should not wait long.
 FEED = """\
 import random, signal, sys, time
 told = []
@@ -104,7 +105,7 @@ numbers = random.Random(5)
 count = 0
 while not told and count != last:
     count += 1
-    sys.stdout.write(f"{count} {numbers.random()} {'x' * (count % 50)}\\n" * 10)
+    sys.stdout.write(f"{count} {numbers.randbytes(500).hex()}\\n")
     if last < 0 and count % 20 == 0:
         time.sleep(0.01)
 sys.stdout.flush()
