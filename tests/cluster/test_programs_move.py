@@ -94,8 +94,8 @@ public class Rounds {
 }
 """
 
-# Lines until SIGTERM, or so many; then how many that were, in a file. gzip gets no more than half of
-# them away: it writes a quarter of a megabyte at once, and who waits for more should not wait long.
+# Lines until SIGTERM, or so many; then how many that were, in a file. gzip makes half of them at
+# most: it writes a quarter of a megabyte at once, and who waits for more should not wait long.
 FEED = """\
 import random, signal, sys, time
 told = []
