@@ -13,6 +13,7 @@ import socket
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from ssi.common.changes import Changes
 from ssi.node.processes import start_process
@@ -20,6 +21,9 @@ from ssi.node.state.view import View
 from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
+
+WishT = TypeVar("WishT")
+AnswerT = TypeVar("AnswerT")
 
 CONNECT_S = 10.0
 AGAIN_S = 0.5
@@ -141,6 +145,42 @@ class Keeper:
         self._queue.clear()
         self.on_lost()
         self._changes.tell()
+
+
+class Asked(Generic[WishT, AnswerT]):
+    """What a keeper has been asked, by owner and number, and has not answered yet.
+
+    Who asks the same again, as a daemon that has begun anew, has the same answer.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._waiting: dict[tuple[int, int], tuple[WishT, asyncio.Future[AnswerT]]] = {}
+
+    async def ask(self, owner: int, number: int, wish: WishT, packet: bytes) -> AnswerT:
+        """Have `packet` answered, which says `wish`."""
+        await self._keeper.wait_told()
+        key = (owner, number)
+        if key not in self._waiting:
+            self._waiting[key] = wish, asyncio.get_running_loop().create_future()
+            self._keeper.send(packet)
+        # Another may wait for it: who asked first has asked again.
+        return await asyncio.shield(self._waiting[key][1])
+
+    def answer(self, owner: int, number: int, answer: AnswerT) -> WishT | None:
+        """Hear an answer; return what was wished, None if nobody waits for it any more."""
+        wish, waiting = self._waiting.pop((owner, number), (None, None))
+        if waiting and not waiting.done():
+            waiting.set_result(answer)
+        return wish
+
+    def end(
+        self, answer: AnswerT, which: Callable[[int, WishT], bool] = lambda _owner, _wish: True
+    ) -> None:
+        """Give this answer to all, or to those of which `which` tells: nobody else will."""
+        for (owner, number), (wish, _) in list(self._waiting.items()):
+            if which(owner, wish):
+                self.answer(owner, number, answer)
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -5,7 +5,6 @@ It outlives this daemon, as they must, and what was read of them.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import errno
@@ -14,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssi.node.keeper import Keeper
+from ssi.node.keeper import Asked, Keeper
 from ssi.node.process.caller import Caller
 from ssi.node.root import SYSROOT, USERLAND
 
@@ -84,6 +83,9 @@ class Done:
     """Of what was opened: it has no offsets."""
 
 
+LOST = Done(-errno.EIO)
+
+
 def pack_order(wish: Wish) -> bytes:
     """Return the packet."""
     head = _ORDER.pack(
@@ -108,7 +110,7 @@ class DeviceKeeper:
         self._keeper.on_packet = self._hear
         self._keeper.on_lost = self._lose
         self._ids = itertools.count(OUR_IDS)
-        self._waiting: dict[tuple[int, int], tuple[Wish, asyncio.Future[Done]]] = {}
+        self._asked: Asked[Wish, Done] = Asked(self._keeper)
         self._owners: dict[int, int] = {}
         """Of all ends."""
 
@@ -127,13 +129,7 @@ class DeviceKeeper:
 
     async def do(self, wish: Wish) -> Done:
         """Have it done. The same wish again has the same answer, until `done`."""
-        await self.wait_told()
-        key = (wish.owner, wish.id)
-        if key not in self._waiting:
-            self._waiting[key] = wish, asyncio.get_running_loop().create_future()
-            self._send(wish)
-        # Another may wait for it: who asked first has asked again.
-        return await asyncio.shield(self._waiting[key][1])
+        return await self._asked.ask(wish.owner, wish.id, wish, pack_order(wish))
 
     async def close(self, owner: int, end: int) -> None:
         """Close an end, if it is open."""
@@ -150,8 +146,7 @@ class DeviceKeeper:
     def drop(self, owner: int) -> None:
         """Forget all that there is of a node that is dead."""
         self._send(Wish(owner, 0, Order.DROP))
-        for key in [key for key in self._waiting if key[0] == owner]:
-            self._end(key, Done(-errno.EIO))
+        self._asked.end(LOST, lambda whose, _: whose == owner)
 
     def _send(self, wish: Wish) -> None:
         self._keeper.send(pack_order(wish))
@@ -161,7 +156,9 @@ class DeviceKeeper:
         match kind:
             case _Report.RESULT:
                 done = Done(result, packet[_REPORT.size :], bool(streams))
-                self._end((owner, number), done)
+                wish = self._asked.answer(owner, number, done)
+                if wish and wish.order is Order.OPEN and result >= 0:
+                    self._owners[result] = wish.owner
             case _Report.HELD:
                 self._owners[end] = owner
             case _Report.TOLD:
@@ -169,18 +166,9 @@ class DeviceKeeper:
             case _Report.GONE:
                 self._owners.pop(end, None)
                 # What was ordered of it and has no answer has none any more.
-                for key in [key for key, (wish, _) in self._waiting.items() if wish.end == end]:
-                    self._end(key, Done(-errno.EIO))
-
-    def _end(self, key: tuple[int, int], done: Done) -> None:
-        wish, waiting = self._waiting.pop(key, (None, None))
-        if wish and wish.order is Order.OPEN and done.result >= 0:
-            self._owners[done.result] = wish.owner
-        if waiting and not waiting.done():
-            waiting.set_result(done)
+                self._asked.end(LOST, lambda _, wish: wish.end == end)
 
     def _lose(self) -> None:
         """It was killed, and all ends with it."""
         self._owners.clear()
-        for key in list(self._waiting):
-            self._end(key, Done(-errno.EIO))
+        self._asked.end(LOST)

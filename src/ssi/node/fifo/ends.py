@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +20,13 @@ from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.device import HERE, KIND_SHIFT, Control, Kind, Result, Wanted
+from ssi.node.process.farends import PIECES, Kept, Pieces, Watches
 from ssi.node.process.remembered import Remembered
 from ssi.node.state.fifos import check_name
 from ssi.node.state.state import State
 from ssi.node.tasks import Tasks
 
 FOLDER = Path("/run/ssi/fifos")
-WATCH = 1 << 59
-PIECE_SHIFT = 44
-PIECES = WATCH - (1 << PIECE_SHIFT)
-"""Set in the number of what follows from a request; pieces of a write are counted. Higher bits are
-the home's."""
-
 MAX_END = 2**32 - 1
 LATE_S = 5.0
 """A pipe whose node is dead, and which nobody has claimed by then, is the lowest node's affair."""
@@ -65,45 +59,24 @@ class Ends:
     def __init__(self, homes: Homes, asking: Asking, ics: Ics, folder: Path = FOLDER) -> None:
         self._homes = homes
         self._asking = asking
-        self._folder = folder
-        self._by_serial: dict[int, End] = {}
+        self._kept = Kept(folder, End)
         self._opening: dict[int, int] = {}
         """Requests that open one: the node that has been asked, 0 if none."""
-        self._writing: dict[int, int] = {}
-        """Requests that write: the number of the piece that is under way."""
         self._given_up: set[int] = set()
-        self._watched: set[tuple[int, int]] = set()
-        """Handles, and events that somebody waits for."""
+        self._pieces = Pieces()
         self._remembered = Remembered(asking, "fifo-done")
+        self._watches = Watches(self._watch, self._remembered.settle)
         self._changes = Changes()
         self._tasks = Tasks()
         ics.serve("fifo-ends", self._answer_ends)
         ics.serve("fifo-attached", self._answer_attached)
-        self._take_over()
-
-    def _take_over(self) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for path in self._folder.iterdir():
-            try:
-                end = End(**json.loads(path.read_text()))
-            except (ValueError, TypeError):
-                path.unlink()
-            else:
-                self._by_serial[end.serial] = end
-
-    def _save(self, end: End) -> None:
-        path = self._folder / str(end.serial)
-        fresh = path.with_suffix(".partial")
-        fresh.write_text(json.dumps(dataclasses.asdict(end)))
-        fresh.rename(path)
 
     # -- opening and closing ---------------------------------------------------------------------
 
     async def open(self, number: int, name: str, flags: int) -> int:
         """Return a handle, or HERE if the kernel's own pipe is to be opened; raises OSError."""
-        for end in self._by_serial.values():
-            if end.number == number:  # the daemon before this one was killed before it could say so
-                return Kind.FIFO << KIND_SHIFT | end.serial
+        if end := self._kept.find_opened(number):
+            return Kind.FIFO << KIND_SHIFT | end.serial
         self._opening[number] = 0
         try:
             while number not in self._given_up:
@@ -137,33 +110,28 @@ class Ends:
             return None
         if error := wire.get_int(answer, "error", 0, 4095):
             raise OSError(errno.ENOENT if error == errno.ESTALE else error, os.strerror(error))
-        serial = 1 + max(self._by_serial, default=0)
+        serial = self._kept.next_serial()
         named = wire.get_int(answer, "end", 1, MAX_END)
         end = End(serial, number, name, flags, home.node, wire.get_text(answer, "boot"), named)
-        self._by_serial[serial] = end
-        self._save(end)
+        self._kept.save(end)
         self._remembered.add(number, home.node, {"number": number})
         return Kind.FIFO << KIND_SHIFT | serial
 
     async def close(self, handle: int) -> None:
         """The last descriptor is closed: it returns when the end is."""
-        end = self._find(handle)
+        end = self._kept.find(handle)
         if end is None:
             return
         end.closing = True
         with contextlib.suppress(NodeLost):
             await self._asking.ask(end.home, "fifo-close", {"end": end.end, "boot": end.boot})
-        self._by_serial.pop(end.serial, None)
-        (self._folder / str(end.serial)).unlink(missing_ok=True)
-
-    def _find(self, handle: int) -> End | None:
-        return self._by_serial.get(handle & ((1 << KIND_SHIFT) - 1))
+        self._kept.forget(end)
 
     # -- what is done to them --------------------------------------------------------------------
 
     async def _do(self, wanted: Wanted, order: Order, **fields: object) -> Result:
         """Have the home do something; if it dies, the next one."""
-        end = self._find(wanted.handle)
+        end = self._kept.find(wanted.handle)
         if end is None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         words = {
@@ -194,27 +162,12 @@ class Ends:
         return await self._do(wanted, Order.READ, value=size)
 
     async def write(self, wanted: Wanted, data: bytes) -> Result:
-        """Write; the kernel sends SIGPIPE.
+        """Write; the kernel sends SIGPIPE. If the home dies only the last piece is in doubt."""
 
-        Piece by piece, each what there is room for: if the home dies only the last one is in doubt.
-        The home remembers all until the end: the next daemon would begin with the first.
-        """
-        written, count = 0, 0
-        try:
-            while True:
-                number = wanted.number | count << PIECE_SHIFT
-                self._writing[wanted.number] = number
-                piece = dataclasses.replace(wanted, number=number)
-                given = wire.put_bytes(data[written:])
-                result = await self._do(piece, Order.WRITE, data=given)
-                written += max(0, result.value)
-                over = result.value < 0 or written >= len(data) or wanted.nonblock
-                if over or wanted.number in self._given_up:
-                    return Result(written) if written else result
-                count += 1
-        finally:
-            del self._writing[wanted.number]
-            self._given_up.discard(wanted.number)
+        async def do(piece: Wanted, given: str) -> Result:
+            return await self._do(piece, Order.WRITE, data=given)
+
+        return await self._pieces.write(wanted, data, do)
 
     async def control(
         self, wanted: Wanted, command: int, control: Control, argument: int, data: bytes
@@ -226,31 +179,20 @@ class Ends:
         words = {"value": command, "size": control.returned, "data": wire.put_bytes(data)}
         return await self._do(wanted, Order.IOCTL, **words)
 
+    async def _watch(self, wanted: Wanted, events: int) -> Result:
+        return await self._do(wanted, Order.WATCH, value=events)
+
     async def poll(self, wanted: Wanted, events: int, notify: Callable[[], None] | None) -> Result:
         """Return which events there are."""
-        result = await self._do(wanted, Order.WATCH, value=events)
-        if result.value == 0 and notify and (wanted.handle, events) not in self._watched:
-            self._watched.add((wanted.handle, events))
-            self._tasks.spawn(self._await_events(wanted, events, notify))
-        return result
-
-    async def _await_events(self, wanted: Wanted, events: int, notify: Callable[[], None]) -> None:
-        later = dataclasses.replace(wanted, number=wanted.number | WATCH, nonblock=False)
-        try:
-            with contextlib.suppress(OSError):
-                await self._do(later, Order.WATCH, value=events)
-        finally:
-            self._watched.discard((wanted.handle, events))
-        notify()
-        await self.settle(later.number)
+        return await self._watches.poll(wanted, events, notify)
 
     async def cancel(self, wanted: Wanted) -> None:
         """Have a request that is under way end soon."""
         node = self._opening.get(wanted.number)
-        if node is None and (end := self._find(wanted.handle)):
+        if node is None and (end := self._kept.find(wanted.handle)):
             node = end.home
-        number = self._writing.get(wanted.number, wanted.number)
-        if wanted.number in self._opening or wanted.number in self._writing:
+        number = self._pieces.give_up(wanted.number)
+        if wanted.number in self._opening:
             self._given_up.add(wanted.number)
         if node:
             with contextlib.suppress(SsiError):
@@ -272,7 +214,7 @@ class Ends:
     def hear_changes(self, before: State, now: State) -> None:
         """Claim what a dead node had: at once what is used here, later the rest, if we are to."""
         orphans = self._homes.list_orphans()
-        for name in orphans & {end.name for end in self._by_serial.values()}:
+        for name in orphans & {end.name for end in self._kept}:
             self._tasks.spawn(self._claim(name))
         if orphans and now.view.alive != before.view.alive:
             self._tasks.spawn(self._claim_rest())
@@ -293,7 +235,7 @@ class Ends:
         boot = wire.get_text(call.body, "boot")
         ends = [
             {"serial": end.serial, "flags": end.flags}
-            for end in self._by_serial.values()
+            for end in self._kept
             if end.name == name and not end.closing and end.boot != boot
         ]
         return {"ends": ends}
@@ -303,11 +245,11 @@ class Ends:
         boot, closed = wire.get_text(call.body, "boot"), []
         for one in wire.get_objects(call.body, "ends"):
             named = wire.get_int(one, "end", 1, MAX_END)
-            end = self._by_serial.get(wire.get_int(one, "serial", 1, MAX_END))
+            end = self._kept.get(wire.get_int(one, "serial", 1, MAX_END))
             if end is None or end.closing:
                 closed.append(named)
                 continue
             end.home, end.boot, end.end = call.node, boot, named
-            self._save(end)
+            self._kept.save(end)
         self._changes.tell()
         return {"closed": closed}

@@ -5,7 +5,6 @@ It outlives this daemon, as the ends must, and what was read of them.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import errno
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssi.node.fifo.names import SIZE, pack_name, read_name
-from ssi.node.keeper import Keeper
+from ssi.node.keeper import Asked, Keeper
 from ssi.node.root import SYSROOT
 
 PROGRAM = SYSROOT / "usr/lib/ssi/fifokeeper"
@@ -27,6 +26,9 @@ _REPORT = struct.Struct("=IIQq")
 
 OUR_IDS = 1 << 60
 """Ids of orders that nobody gave: closing."""
+
+
+LOST = -errno.EIO, b""
 
 
 class Order(enum.IntEnum):
@@ -94,7 +96,7 @@ class EndKeeper:
         self._keeper.on_packet = self._hear
         self._keeper.on_lost = self._lose
         self._ids = itertools.count(OUR_IDS)
-        self._waiting: dict[tuple[int, int], tuple[Wish, asyncio.Future[tuple[int, bytes]]]] = {}
+        self._asked: Asked[Wish, tuple[int, bytes]] = Asked(self._keeper)
         self.held: dict[int, Held] = {}
         """All ends, by their numbers."""
         self.on_close: Callable[[str], None] = lambda _: None
@@ -118,13 +120,7 @@ class EndKeeper:
 
         The same wish again has the same answer, until `done`.
         """
-        await self.wait_told()
-        key = (wish.owner, wish.id)
-        if key not in self._waiting:
-            self._waiting[key] = wish, asyncio.get_running_loop().create_future()
-            self._send(wish)
-        # Another may wait for it: who asked first has asked again.
-        return await asyncio.shield(self._waiting[key][1])
+        return await self._asked.ask(wish.owner, wish.id, wish, pack_order(wish))
 
     async def open(
         self, owner: int, number: int, name: str, flags: int, *, stands: bool = False
@@ -156,8 +152,7 @@ class EndKeeper:
     def drop(self, owner: int) -> None:
         """Forget all that there is of a node that is dead."""
         self._send(Wish(owner, 0, Order.DROP))
-        for key in [key for key in self._waiting if key[0] == owner]:
-            self._end(key, -errno.EIO)
+        self._asked.end(LOST, lambda whose, _: whose == owner)
         lost = {end: held for end, held in self.held.items() if held.owner == owner}
         for end in lost:
             del self.held[end]
@@ -172,21 +167,15 @@ class EndKeeper:
         data = packet[_REPORT.size :]
         match kind:
             case _Report.RESULT:
-                self._end((owner, number), result, data)
+                wish = self._asked.answer(owner, number, (result, data))
+                if wish and wish.order is Order.OPEN and result >= 0:
+                    self.held[result] = Held(wish.owner, read_name(wish.data))
             case _Report.HELD:
                 self.held[number] = Held(owner, read_name(data[:SIZE]))
             case _Report.TOLD:
                 self._keeper.tell()
 
-    def _end(self, key: tuple[int, int], result: int, data: bytes = b"") -> None:
-        wish, waiting = self._waiting.pop(key, (None, None))
-        if wish and wish.order is Order.OPEN and result >= 0:
-            self.held[result] = Held(wish.owner, read_name(wish.data))
-        if waiting and not waiting.done():
-            waiting.set_result((result, data))
-
     def _lose(self) -> None:
         """It was killed, and all ends with it."""
         self.held.clear()
-        for key in list(self._waiting):
-            self._end(key, -errno.EIO)
+        self._asked.end(LOST)

@@ -5,7 +5,6 @@ It outlives this daemon, as what was received must, and what is undone when a pr
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import errno
@@ -18,7 +17,7 @@ from pathlib import Path
 from ssi.common import wire
 from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
-from ssi.node.keeper import Keeper, close_all
+from ssi.node.keeper import Asked, Keeper, close_all
 from ssi.node.process.caller import Caller
 from ssi.node.root import SYSROOT
 
@@ -148,7 +147,7 @@ class IpcKeeper:
         self._keeper.on_packet = self._hear
         self._keeper.on_lost = self._lose
         self._ids = itertools.count(1)
-        self._waiting: dict[tuple[int, int], asyncio.Future[Outcome]] = {}
+        self._asked: Asked[None, Outcome] = Asked(self._keeper)
         self.held: set[tuple[int, int]] = set()
         """Owners and their processes that have something to be undone here."""
 
@@ -189,13 +188,7 @@ class IpcKeeper:
         return int.from_bytes(os.urandom(6), "little") << 16 | next(self._ids) & 0xFFFF
 
     async def _ask(self, owner: int, number: int, packet: bytes) -> Outcome:
-        await self.wait_told()
-        key = (owner, number)
-        if key not in self._waiting:
-            self._waiting[key] = asyncio.get_running_loop().create_future()
-            self._keeper.send(packet)
-        # Another may wait for it: who asked first has asked again.
-        return await asyncio.shield(self._waiting[key])
+        return await self._asked.ask(owner, number, None, packet)
 
     @staticmethod
     def _pack(order: _Order, owner: int, number: int = 0, pid: int = 0) -> bytes:
@@ -218,8 +211,7 @@ class IpcKeeper:
         """Forget all that there is of a node that is dead; its processes' undo is done."""
         self._keeper.send(self._pack(_Order.DROP, owner))
         self.held = {held for held in self.held if held[0] != owner}
-        for key in [key for key in self._waiting if key[0] == owner]:
-            self._end(key, LOST)
+        self._asked.end(LOST, lambda whose, _: whose == owner)
 
     def _hear(self, packet: bytes, fds: Sequence[int]) -> None:
         close_all(fds)
@@ -227,19 +219,13 @@ class IpcKeeper:
         rest = packet[_REPORT.size :]
         match kind:
             case _Report.RESULT:
-                self._end((owner, number), Outcome(result, rest[:length], rest[length:]))
+                self._asked.answer(owner, number, Outcome(result, rest[:length], rest[length:]))
             case _Report.HELD:
                 self.held.add((owner, number))
             case _Report.TOLD:
                 self._keeper.tell()
 
-    def _end(self, key: tuple[int, int], outcome: Outcome) -> None:
-        waiting = self._waiting.pop(key, None)
-        if waiting and not waiting.done():
-            waiting.set_result(outcome)
-
     def _lose(self) -> None:
         """It was killed, and has undone all that there was."""
         self.held.clear()
-        for key in list(self._waiting):
-            self._end(key, GONE)
+        self._asked.end(GONE)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import enum
 import errno
-import json
 import os
 import struct
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from ssi.common.errors import NodeLost, SsiError
 from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.caller import read_caller
 from ssi.node.process.device import HERE, KIND_SHIFT, Control, Kind, QueueAnswer, Result, Wanted
+from ssi.node.process.farends import Kept, Watches
 from ssi.node.process.remembered import Remembered
 from ssi.node.queues.homes import Homes
 from ssi.node.queues.keeper import FOREVER, MAX_TEXT, Order, Outcome
@@ -26,7 +26,7 @@ from ssi.node.state.queues import queue_name
 from ssi.node.tasks import Tasks
 
 FOLDER = Path("/run/ssi/queues")
-WATCH, AWAIT = 1 << 59, 1 << 58
+AWAIT = 1 << 58
 """Set in the number of what follows from a request."""
 
 MAX_END = 2**32 - 1
@@ -70,44 +70,26 @@ class Ends:
     def __init__(self, homes: Homes, asking: Asking, folder: Path = FOLDER) -> None:
         self._homes = homes
         self._asking = asking
-        self._folder = folder
-        self._by_serial: dict[int, End] = {}
+        self._kept = Kept(folder, End)
         self._opening: set[int] = set()
         """Requests that open one, or remove a name."""
         self._given_up: set[int] = set()
-        self._watched: set[tuple[int, int]] = set()
-        """Handles, and events that somebody waits for."""
         self._remembered = Remembered(asking, "queue-done")
+        self._watches = Watches(self._watch, self._remembered.settle)
         self._tasks = Tasks()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for path in folder.iterdir():
-            try:
-                end = End(**json.loads(path.read_text()))
-            except (ValueError, TypeError):
-                path.unlink()
-            else:
-                self._by_serial[end.serial] = end
 
     def take_over(self) -> None:
         """Notify whom the daemon before this one would have."""
-        for end in self._by_serial.values():
+        for end in self._kept:
             if end.note:
                 self._tasks.spawn(self._await_note(end, Note.load(end.note)))
-
-    def _save(self, end: End) -> None:
-        path = self._folder / str(end.serial)
-        fresh = path.with_suffix(".partial")
-        fresh.write_text(json.dumps(dataclasses.asdict(end)))
-        fresh.rename(path)
 
     # -- names -----------------------------------------------------------------------------------
 
     async def open(self, wanted: Wanted, name: bytes, flags: int) -> QueueAnswer:
         """Return a handle, or HERE if the kernel is to look for it and make it; raises OSError."""
-        for end in self._by_serial.values():
-            if end.number == wanted.number:
-                # The daemon before this one was killed before it could say so.
-                return QueueAnswer(end.handle, wire.get_bytes({"about": end.about}, "about"))
+        if end := self._kept.find_opened(wanted.number):
+            return QueueAnswer(end.handle, wire.get_bytes({"about": end.about}, "about"))
         return await self._until_given_up(wanted, self._try_open, queue_name(name), flags)
 
     async def _until_given_up(
@@ -148,12 +130,11 @@ class Ends:
             raise OSError(error, os.strerror(error))
         about = wire.get_bytes(answer, "about")
         end = End(
-            1 + max(self._by_serial, default=0), wanted.number, home.node,
+            self._kept.next_serial(), wanted.number, home.node,
             wire.get_text(answer, "boot"), wire.get_int(answer, "end", 1, MAX_END),
             wire.put_bytes(about),
         )  # fmt: skip
-        self._by_serial[end.serial] = end
-        self._save(end)
+        self._kept.save(end)
         self._remembered.add(wanted.number, home.node, {"number": wanted.number})
         return QueueAnswer(end.handle, about)
 
@@ -193,22 +174,18 @@ class Ends:
 
     async def close(self, handle: int) -> None:
         """The last descriptor is closed: it returns when the end is."""
-        end = self._find(handle)
+        end = self._kept.find(handle)
         if end is None:
             return
         with contextlib.suppress(NodeLost):
             await self._asking.ask(end.home, "queue-close", {"end": end.end, "boot": end.boot})
-        self._by_serial.pop(end.serial, None)
-        (self._folder / str(end.serial)).unlink(missing_ok=True)
-
-    def _find(self, handle: int) -> End | None:
-        return self._by_serial.get(handle & ((1 << KIND_SHIFT) - 1))
+        self._kept.forget(end)
 
     # -- what is done to them --------------------------------------------------------------------
 
     async def _do(self, wanted: Wanted, order: Order, **fields: object) -> Outcome:
         """Have the home do something; raises OSError (EIO) if it is lost."""
-        end = self._find(wanted.handle)
+        end = self._kept.find(wanted.handle)
         if end is None or not self._homes.is_alive(Home(end.home, end.boot)):
             raise OSError(errno.EIO, "the queue is gone with its node")
         words = {
@@ -266,29 +243,18 @@ class Ends:
         del wanted, command, control, argument, data
         return Result(-errno.ENOTTY)
 
+    async def _watch(self, wanted: Wanted, events: int) -> Result:
+        return Result((await self._do(wanted, Order.WATCH, value=events)).result)
+
     async def poll(self, wanted: Wanted, events: int, notify: Callable[[], None] | None) -> Result:
         """Return which events there are."""
-        outcome = await self._do(wanted, Order.WATCH, value=events)
-        if outcome.result == 0 and notify and (wanted.handle, events) not in self._watched:
-            self._watched.add((wanted.handle, events))
-            self._tasks.spawn(self._await_events(wanted, events, notify))
-        return Result(outcome.result)
-
-    async def _await_events(self, wanted: Wanted, events: int, notify: Callable[[], None]) -> None:
-        later = dataclasses.replace(wanted, number=wanted.number | WATCH, nonblock=False)
-        try:
-            with contextlib.suppress(OSError):
-                await self._do(later, Order.WATCH, value=events)
-        finally:
-            self._watched.discard((wanted.handle, events))
-        notify()
-        await self.settle(later.number)
+        return await self._watches.poll(wanted, events, notify)
 
     async def cancel(self, wanted: Wanted) -> None:
         """Have a request that is under way end soon."""
         if wanted.number in self._opening:
             self._given_up.add(wanted.number)
-        elif end := self._find(wanted.handle):
+        elif end := self._kept.find(wanted.handle):
             with contextlib.suppress(SsiError):
                 await self._asking.ask(end.home, "queue-cancel", {"number": wanted.number})
 
@@ -303,12 +269,12 @@ class Ends:
 
     async def _notify(self, wanted: Wanted, event: bytes | None) -> Outcome:
         """Have the caller notified of the next message, or (None) no longer."""
-        end = self._find(wanted.handle)
+        end = self._kept.find(wanted.handle)
         note = read_note(event, wanted.thread, wanted.number | AWAIT) if event else None
         outcome = await self._do(wanted, Order.NOTIFY, value=int(note is not None))
         if end and note and outcome.result == 0 and end.note != note.dump():
             end.note = note.dump()
-            self._save(end)
+            self._kept.save(end)
             self._tasks.spawn(self._await_note(end, note))
         return outcome
 
@@ -321,7 +287,7 @@ class Ends:
         if end.note == note.dump():
             # Before it is told: twice would be worse than never.
             end.note = None
-            if end.serial in self._by_serial:
-                self._save(end)
+            if end.serial in self._kept:
+                self._kept.save(end)
             note.tell(comes=comes)
         await self.settle(note.number)

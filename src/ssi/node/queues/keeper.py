@@ -5,7 +5,6 @@ It outlives this daemon, as descriptors must, and what was received by them.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import errno
@@ -14,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssi.node.keeper import Keeper, close_all
+from ssi.node.keeper import Asked, Keeper, close_all
 from ssi.node.process.caller import Caller
 from ssi.node.root import SYSROOT
 
@@ -98,6 +97,9 @@ class Outcome:
     data: bytes = b""
 
 
+LOST = Outcome(-errno.EIO)
+
+
 class QueueKeeper:
     """Orders to it, and what came of them."""
 
@@ -106,7 +108,7 @@ class QueueKeeper:
         self._keeper.on_packet = self._hear
         self._keeper.on_lost = self._lose
         self._ids = itertools.count(OUR_IDS)
-        self._waiting: dict[tuple[int, int], asyncio.Future[Outcome]] = {}
+        self._asked: Asked[None, Outcome] = Asked(self._keeper)
         self.owners: set[int] = set()
         """Whom it may have something of."""
 
@@ -120,14 +122,8 @@ class QueueKeeper:
 
     async def do(self, wish: Wish) -> Outcome:
         """Have it done. The same owner and id again have the same answer, until `done`."""
-        await self.wait_told()
         self.owners.add(wish.owner)
-        key = (wish.owner, wish.id)
-        if key not in self._waiting:
-            self._waiting[key] = asyncio.get_running_loop().create_future()
-            self._keeper.send(wish.pack())
-        # Another may wait for it: who asked first has asked again.
-        return await asyncio.shield(self._waiting[key])
+        return await self._asked.ask(wish.owner, wish.id, None, wish.pack())
 
     async def close(self, owner: int, end: int) -> None:
         """Close an end, if it is open."""
@@ -145,26 +141,19 @@ class QueueKeeper:
         """Forget all that there is of a node that is dead."""
         self._keeper.send(Wish(owner, 0, Order.DROP).pack())
         self.owners.discard(owner)
-        for key in [key for key in self._waiting if key[0] == owner]:
-            self._end(key, Outcome(-errno.EIO))
+        self._asked.end(LOST, lambda whose, _: whose == owner)
 
     def _hear(self, packet: bytes, fds: Sequence[int]) -> None:
         close_all(fds)
         kind, owner, number, result, value = _REPORT.unpack_from(packet)
         match kind:
             case _Report.RESULT:
-                self._end((owner, number), Outcome(result, value, packet[_REPORT.size :]))
+                self._asked.answer(owner, number, Outcome(result, value, packet[_REPORT.size :]))
             case _Report.HELD:
                 self.owners.add(owner)
             case _Report.TOLD:
                 self._keeper.tell()
 
-    def _end(self, key: tuple[int, int], outcome: Outcome) -> None:
-        waiting = self._waiting.pop(key, None)
-        if waiting and not waiting.done():
-            waiting.set_result(outcome)
-
     def _lose(self) -> None:
         """It was killed, and all descriptors with it."""
-        for key in list(self._waiting):
-            self._end(key, Outcome(-errno.EIO))
+        self._asked.end(LOST)
