@@ -558,7 +558,7 @@ HELLO = b'{"is":"hello","version":1,"cluster":"small","node":2,"boot":"boot-of-2
 def test_who_answers_wrongly_is_left(
     lines: tuple[bytes, ...], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ssi.node.ics.way.REACH_S", 0.3)
+    monkeypatch.setattr("ssi.node.ics.way.REACH_S", 0.8)
 
     async def run() -> None:
         async with running(2) as several:
