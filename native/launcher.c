@@ -228,11 +228,11 @@ static int take_place(const struct launcher_start *start)
 }
 
 /* A mount namespace in which only this differs: other mounts come and go as in the first one. */
-static int make_visitors_space(void)
+static int make_visitors_space(const char *devices)
 {
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/dev", NULL, MS_PRIVATE, NULL))
 		return -1;
-	return mount("/dev/ssi", "/dev/tty", NULL, MS_BIND, NULL);
+	return mount(devices, "/dev", NULL, MS_BIND, NULL);
 }
 
 static int become(const struct wishes *wishes)
@@ -292,7 +292,8 @@ static void run(const struct request *request, const struct wishes *wishes, int 
 {
 	const struct launcher_start *start = wishes->start;
 
-	if (take_place(start) || (start->flags & LAUNCHER_VISITORS && make_visitors_space()))
+	if (take_place(start) ||
+	    (start->flags & LAUNCHER_VISITORS && make_visitors_space(wishes->folder[0])))
 		return;
 	if (!start->argc)
 		stand_in(request, *failures);

@@ -33,7 +33,7 @@ enum launcher_flags {
 	LAUNCHER_SESSION = 1,		/* it leads a session of its own */
 	LAUNCHER_NO_NEW_PRIVILEGES = 2,
 	LAUNCHER_IN_PLACE = 8,	/* a stand-in becomes it itself, and is told no more; it is not answered */
-	LAUNCHER_VISITORS = 4,	/* a stand-in below which /dev/tty is the remote device */
+	LAUNCHER_VISITORS = 4,	/* a stand-in below which the folder is /dev */
 };
 
 /*

@@ -97,7 +97,7 @@ class Program:
     """Resource limits by number, soft and hard; those of the launcher if there are none."""
     no_new_privileges: bool = False
     visitors: bool = False
-    """A stand-in below which /dev/tty is the remote device."""
+    """A stand-in below which `cwd` is /dev."""
     death_signal: int = 0
     """The signal it gets when its parent ends."""
 

@@ -22,7 +22,14 @@ class Shared:
     def __init__(self, cluster: Cluster, ics: Ics, launcher: Launcher, space: ProcessSpace) -> None:
         self._parts = (
             Fifos(cluster, ics, space.asking, space.device),
-            Devices(cluster, ics, launcher, space.asking, space.device),
+            Devices(
+                cluster,
+                ics,
+                launcher,
+                space.asking,
+                space.device,
+                space.places.stand_ins.devices_shown,
+            ),
             Futexes(space.asking, ics, launcher),
             Ipc(cluster, ics, space),
             Queues(cluster, ics, launcher, space.asking, space.device),

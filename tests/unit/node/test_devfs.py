@@ -11,7 +11,15 @@ import pytest
 from ssi.common.errors import ProtocolError
 from ssi.node.devfs.keeper import MAX_GROUPS, pack_opening
 from ssi.node.devfs.own import list_folder, look_at
-from ssi.node.devfs.places import Look, Places, check_path, encode_device
+from ssi.node.devfs.places import (
+    HOME,
+    Look,
+    Places,
+    check_path,
+    encode_device,
+    home_folder,
+    terminal_node,
+)  # fmt: skip
 from ssi.node.process.caller import Caller
 from ssi.node.process.device import CONTROLS, DEVICE_CONTROLS
 
@@ -40,6 +48,18 @@ def test_numbers_stay_what_they_are(tmp_path: Path) -> None:
         again.find(1)
     with pytest.raises(FileNotFoundError):
         again.find(100)
+
+
+def test_a_terminals_number_tells_its_node() -> None:
+    found = [terminal_node(name) for name in ("0", "4095", "4096", "520191")]
+    assert found == [1, 1, 2, 127]
+    assert [terminal_node(name) for name in ("", "ptmx", "-1", "9" * 30)] == [0] * 4
+
+
+def test_the_folder_of_a_home() -> None:
+    match = HOME.fullmatch(home_folder(127).removeprefix("/devfs/"))
+    assert match
+    assert match[1] == "127"
 
 
 def test_device_numbers() -> None:

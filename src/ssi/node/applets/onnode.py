@@ -43,6 +43,7 @@ class Onnode:
         self._ics = ics
         self._asking = space.asking
         self._ghosts = space.ghosts
+        self._stand_ins = space.places.stand_ins
 
     def register(self, server: LocalServer) -> None:
         """Have `server` answer by it."""
@@ -89,7 +90,8 @@ class Onnode:
             return 0
         try:
             wishes = _describe_caller(request.pid, hello)
-            wishes.update(id=ghost.id, pinned=options.pin)
+            devices = self._stand_ins.devices_of(request.pid)
+            wishes.update(id=ghost.id, pinned=options.pin, devices=devices)
             answer = await self._start(ghost, wishes, request, command)
         except BaseException:
             self._ghosts.forget(ghost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,16 @@ MAX_NAME = 255
 FIRST = 2
 """The root has 1."""
 
+FOLDER = "/devfs"
+HOME = re.compile(r"\.home([1-9]\d{0,3})")
+
+TERMINALS = "pts"
+TERMINAL_BITS = 12
+"""A node's terminals have numbers from (node - 1) << 12 (image/ramdisk/tree/init)."""
+
+MAX_NUMBER = 8
+"""Digits that no terminal's number has."""
+
 MAX_U32 = 2**32 - 1
 MAX_I64 = 2**63 - 1
 
@@ -30,6 +41,16 @@ def check_path(path: str) -> str:
     if len(path) > MAX_PATH or "\0" in path or any(part in {"", ".", ".."} for part in parts):
         raise ProtocolError(f"{path[:64]!r} is no path below /dev")
     return path
+
+
+def home_folder(node: int) -> str:
+    """Return the folder that is /dev for those of a node who run on others."""
+    return f"{FOLDER}/.home{node}"
+
+
+def terminal_node(name: str) -> int:
+    """Return the node of a terminal by its name in /dev/pts; 0 if it is none."""
+    return 1 + (int(name) >> TERMINAL_BITS) if name.isdigit() and len(name) < MAX_NUMBER else 0
 
 
 def encode_device(number: int) -> int:
@@ -73,7 +94,10 @@ class Look:
 
 
 class Places:
-    """The kernel's numbers of nodes' paths, also those that a daemon before this one has given."""
+    """The kernel's numbers of nodes' paths, also those that a daemon before this one has given.
+
+    A negative node is that one's /dev as visitors have it.
+    """
 
     def __init__(self, path: Path = FILE) -> None:
         self._path = path

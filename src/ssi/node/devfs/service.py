@@ -34,14 +34,17 @@ class Devices:
     """Shows the devices of all nodes here, and does what others want of this node's."""
 
     def __init__(
-        self, cluster: Cluster, ics: Ics, launcher: Launcher, asking: Asking, device: Device
-    ) -> None:
+        self, cluster: Cluster, ics: Ics, launcher: Launcher, asking: Asking, device: Device,
+        shown: asyncio.Event,
+    ) -> None:  # fmt: skip
+        """`shown` is set when there is a /devfs."""
         self._cluster = cluster
         self._launcher = launcher
         places = Places()
         self._keeper = DeviceKeeper()
         self._lent = Lent(self._keeper, ics, cluster.node)
-        self._tree = Tree(places, asking, ics)
+        self._tree = Tree(places, asking, ics, self._find_root)
+        self._shown = shown
         device.serve_foreign(Ends(places, asking))
         ics.serve(own.QUESTION, Own(self._find_root).answer)
 
@@ -85,4 +88,5 @@ class Devices:
                 logger.error("there is no /devfs: %s", error)
                 return
             self._launcher.keep(MOUNTED, fd)
+        self._shown.set()
         await channel.run(self._tree.answer)

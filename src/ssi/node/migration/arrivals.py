@@ -30,7 +30,7 @@ from ssi.node.migration.locks import Lock, Locks, list_takers
 from ssi.node.migration.pagers import Pagers
 from ssi.node.pids import any_pid
 from ssi.node.process.asking import FOREVER_S
-from ssi.node.process.bodies import FD_MASK, Body
+from ssi.node.process.bodies import FD_MASK, Body, load_devices
 from ssi.node.process.caller import MAX_PID, read_caller
 from ssi.node.process.device import Device, get_descriptor
 from ssi.node.process.ends import read_zombie
@@ -272,6 +272,7 @@ class Arrivals:
         parent, session = (wire.get_int(wishes, key, 0, MAX_PID) for key in ("parent", "session"))
         leads = session == pid
         group = LEADS if group == pid else group
+        body.devices = load_devices(wishes)
         above = await self._bodies.place(body, parent, parent if leads else session, group)
         if above is None:
             rewrite.lead_session(arrival.folder)

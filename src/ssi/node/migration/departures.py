@@ -548,11 +548,12 @@ class Departures:
         parent, group, session, tty = (int(fields[index]) for index in (1, 2, 3, 4))
         if departure.body:
             tty = departure.body.tty
-            visitor = parent not in self._stand_ins or parent == self._stand_ins.visitors.pid
+            visitor = parent not in self._stand_ins or parent in self._stand_ins.visitors
             if visitor and departure.kind != Kind.PLACEHOLDER:
                 parent = 0
         return {
             "pid": departure.pid, "parent": parent, "group": group, "session": session, "tty": tty,
+            "devices": self._stand_ins.devices_of(departure.pid),
         }  # fmt: skip
 
     async def _send(self, departure: Departure, connection: socket.socket) -> None:

@@ -281,10 +281,16 @@ def _describe(path: Path, target: str, own: Collection[int], *, to_leave: bool) 
         return ""
     status = path.stat()
     if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-        return "" if DEVICES.fullmatch(target) else f"the device {target}"
+        return _describe_device(target, status)
     if _moves_along(target, status) or stat.S_ISFIFO(status.st_mode):
         return ""
     return f"this node's own: {target}"
+
+
+def _describe_device(target: str, status: os.stat_result) -> str:
+    if status.st_dev not in {Path(folder).stat().st_dev for folder in ("/dev", "/dev/pts")}:
+        return f"the device {target} of another node"
+    return "" if DEVICES.fullmatch(target) else f"the device {target}"
 
 
 def _find_mappings(pid: int) -> Iterator[str]:

@@ -71,6 +71,12 @@ FOREIGN = 1 << 29
 RESENT = 1 << 63
 """Set in the number of a request that is repeated."""
 
+COVERED = 1 << 28
+"""A flag of attributes: what is at the same place below the mount (fuse-covered.patch)."""
+
+TERMINAL = 1 << 27
+"""A flag of such a one: /dev/tty."""
+
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
 NOTIFY_STORE = 4

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ssi.common import frames, wire
 from ssi.common.errors import ProtocolError, SsiError
+from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
 from ssi.node.ics.answering import Call
@@ -68,6 +69,8 @@ class Body:
     tty: int = 0
     """The device number of its terminal, on the ghost's node."""
     pinned: bool = False
+    devices: int = 0
+    """The node whose /dev it has."""
     foreground: int = 0
     """The group here that has the terminal; 0 if the body has not given it away."""
     status: int | None = None
@@ -105,6 +108,7 @@ class Body:
         return {
             "id": self.id, "home": self.home, "serial": self.serial, "pid": self.pid,
             "begun": self.begun, "parent": self.parent, "tty": self.tty, "pinned": self.pinned,
+            "devices": self.devices,
             "foreground": self.foreground, "status": -1 if self.status is None else self.status,
             "handles": [[fd, count] for fd, count in self.handles.items()],
             "arriving": self.arriving, "left": self.left, "remnant": self.remnant, "job": self.job,
@@ -224,7 +228,7 @@ class Bodies:
         """Return a body that comes to where a stand-in of it is; those below are its children."""
         one, job = place
         body = self._obtain(key, home, tty, pinned=pinned)
-        body.pid, body.job, body.arriving = one.pid, job, True
+        body.pid, body.job, body.arriving, body.devices = one.pid, job, True, one.devices
         if one.above:
             body.parent = one.above.pid
             one.above.users.discard(one)
@@ -249,8 +253,6 @@ class Bodies:
         await self._launcher.wait_connected()
         await self._take_over()
         await self._device.start(self._launcher, self._files.reopen)
-        await self._stand_ins.wait_ready()
-        self._hear_launcher(self._stand_ins.visitors)
         self._ready.set()
 
     async def _take_over(self) -> None:
@@ -302,7 +304,7 @@ class Bodies:
 
     def _client_of(self, body: Body) -> Launcher:
         above = self._stand_ins.find(body.parent) if body.parent else None
-        return above.client if above else self._stand_ins.visitors
+        return self._stand_ins.parent_of(above, body.devices)
 
     def _hear_launcher(self, client: Launcher) -> None:
         def hear(key: str, status: int) -> None:
@@ -358,12 +360,13 @@ class Bodies:
         descriptors = [Descriptor.load(one) for one in wire.get_objects(wishes, "descriptors")]
         program, parent, session = _load_program(wishes, request)
         body = self.add(key, home, tty, pinned=pinned)
-        above = await self.place(body, parent, session, program.group)
-        if above is None:
-            program = dataclasses.replace(program, session=True, group=LEADS)
-        self._save(body)
+        body.devices = load_devices(wishes)
         fds: dict[int, int] = {}
         try:
+            above = await self.place(body, parent, session, program.group)
+            if above is None:
+                program = dataclasses.replace(program, session=True, group=LEADS)
+            self._save(body)
             await self._open_all(body, descriptors, fds)
             await self.run_program(body, program, above, fds)
         except OSError as error:
@@ -392,8 +395,12 @@ class Bodies:
         self._tasks.spawn(self._watch(body))
 
     async def place(self, body: Body, parent: int, session: int, group: int) -> StandIn | None:
-        """Return the stand-in below which the body is to be born; None if it has no place."""
-        above = await self._stand_ins.use(body, parent, session, group)
+        """Return the stand-in below which the body is to be born; None if it has no place.
+
+        Its `devices` are known. Raises OSError or SsiError if it cannot be born at all.
+        """
+        above = await self._stand_ins.use(body, parent, session, group, body.devices)
+        self._hear_launcher(self._stand_ins.parent_of(None, body.devices))
         if above:
             body.parent = above.pid
             # There the next daemon finds it.
@@ -407,7 +414,7 @@ class Bodies:
         self, body: Body, program: Program, above: StandIn | None, fds: dict[int, int]
     ) -> None:
         """Start the body, with descriptors of ours by its numbers; raises OSError."""
-        client = above.client if above else self._stand_ins.visitors
+        client = self._stand_ins.parent_of(above, body.devices)
         numbers = sorted(fds)
         opened = [fds[number] for number in numbers]
 
@@ -709,6 +716,11 @@ def _is_process(body: Body) -> bool:
         return start_of(body.pid) == body.begun
     except (OSError, ValueError, IndexError):
         return False
+
+
+def load_devices(wishes: Message) -> int:
+    """Return the node whose /dev a body is to have; raises ProtocolError."""
+    return wire.get_int(wishes, "devices", 1, MAX_NODE)
 
 
 def _load_program(wishes: Message, request: frames.Call) -> tuple[Program, int, int]:
