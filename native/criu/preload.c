@@ -9,7 +9,9 @@
  *   for each that is elsewhere, which is its ghost (native/onnode.c).
  * - Its locks are waited for by others, who share its descriptors: it is still to be restored, and
  *   held, before they are let go of where it comes from. The daemon waits until all are there.
- * - /proc is the kernel's own, not the cluster's.
+ * - /proc is the kernel's own, not the cluster's, and so are /dev and the terminals in /dev/pts. Over
+ *   /dev of visitors is mounted what leads to it, or to the one of another node: a process that has
+ *   anything of another node's open there does not come to CRIU.
  * - What CRIU knows of this kernel is kept where it can be written.
  * - Before it waits for its page server's word, all that it has said is sent.
  * - Pages that are brought later (pager.c) a process of its own has, who does nothing else: CRIU itself
@@ -39,8 +41,10 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/vfs.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -52,6 +56,8 @@
 #define KNOWN "/run/criu.kdat"
 #define KNOWN_HERE "/run/ssi/criu.kdat"
 #define CHILDREN "/children"
+#define TERMINALS "/dev/pts"
+#define MOUNTS "mountinfo"
 
 /* Beside the images, a line for each child elsewhere: PID, group, session, user, his group and node. */
 #define RELATIVES "/run/ssi/proc/self/fd/3/relatives"
@@ -88,14 +94,35 @@ static const char *choose_path(const char *path, char *room)
 	return room;
 }
 
+/* Returns a copy of a list of mounts without that one: it takes no files below a mount. */
+static int hide_devices(int list)
+{
+	const int copy = memfd_create(MOUNTS, MFD_CLOEXEC);
+	FILE *file = fdopen(list, "r");
+	char *line = NULL;
+	size_t size = 0;
+
+	while (file && copy >= 0 && getline(&line, &size, file) > 0)
+		if (!strstr(line, " /dev ") || !strstr(line, " - fuse devfs "))
+			(void)dprintf(copy, "%s", line);
+	free(line);
+	if (file)
+		(void)fclose(file);
+	(void)lseek(copy, 0, SEEK_SET);
+	return copy;
+}
+
 static int open_chosen(int fd, const char *path, int flags, mode_t mode)
 {
 	static int (*next)(int, const char *, int, ...);
+	const char *slash = strrchr(path, '/');
 	char room[LONGEST];
+	int opened;
 
 	if (!next)
 		find_next("openat", &next);
-	return next(fd, choose_path(path, room), flags, mode);
+	opened = next(fd, choose_path(path, room), flags, mode);
+	return opened < 0 || strcmp(slash ? slash + 1 : path, MOUNTS) ? opened : hide_devices(opened);
 }
 
 int openat64(int fd, const char *path, int flags, ...)
@@ -120,6 +147,30 @@ int open64(const char *path, int flags, ...)
 		mode = va_arg(rest, mode_t);
 	va_end(rest);
 	return open_chosen(AT_FDCWD, path, flags, mode);
+}
+
+/* The folder has terminals of other nodes as well, and another file system; what is in it is the kernel's. */
+static const char *choose_terminals(const char *path)
+{
+	return strcmp(path, TERMINALS) ? path : TERMINALS "/ptmx";
+}
+
+int statfs64(const char *path, struct statfs64 *found)
+{
+	static int (*next)(const char *, struct statfs64 *);
+
+	if (!next)
+		find_next("statfs64", &next);
+	return next(choose_terminals(path), found);
+}
+
+int stat64(const char *path, struct stat64 *found)
+{
+	static int (*next)(const char *, struct stat64 *);
+
+	if (!next)
+		find_next("stat64", &next);
+	return next(choose_terminals(path), found);
 }
 
 /* -- who is restored -------------------------------------------------------------------------- */
