@@ -64,7 +64,8 @@
 #define GHOST_PROGRAM "/usr/bin/onnode"
 #define SERVER_NAME "ssi-pages"
 
-enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16 };
+/* The part of a terminal's number that is its node's (src/ssi/node/devfs/places.py). */
+enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16, TERMINAL_MASK = (1 << 12) - 1 };
 
 int open64(const char *path, int flags, ...);
 int openat64(int fd, const char *path, int flags, ...);
@@ -171,6 +172,38 @@ int stat64(const char *path, struct stat64 *found)
 	if (!next)
 		find_next("stat64", &next);
 	return next(choose_terminals(path), found);
+}
+
+/* A terminal without the node's part of its number: CRIU takes none above 1000, and none that it would open. */
+static ssize_t count_from_zero(char *name, ssize_t length)
+{
+	const ssize_t start = sizeof(TERMINALS "/") - 1;
+	char digits[DECIMALS] = "", *end;
+	unsigned long number;
+
+	if (length <= start || length - start >= DECIMALS || memcmp(name, TERMINALS "/", (size_t)start))
+		return length;
+	memcpy(digits, name + start, (size_t)(length - start));
+	number = strtoul(digits, &end, 10);
+	if (*end)
+		return length;
+	(void)snprintf(digits, sizeof(digits), "%lu", number & TERMINAL_MASK);
+	memcpy(name + start, digits, strlen(digits));
+	return start + (ssize_t)strlen(digits);
+}
+
+ssize_t readlinkat(int folder, const char *path, char *name, size_t size)
+{
+	static ssize_t (*next)(int, const char *, char *, size_t);
+
+	if (!next)
+		find_next("readlinkat", &next);
+	return count_from_zero(name, next(folder, path, name, size));
+}
+
+ssize_t readlink(const char *path, char *name, size_t size)
+{
+	return readlinkat(AT_FDCWD, path, name, size);
 }
 
 /* -- who is restored -------------------------------------------------------------------------- */
