@@ -86,6 +86,7 @@ class Devices:
                 await mount_devices(fd)
             except SsiError as error:
                 logger.error("there is no /devfs: %s", error)
+                self._shown.set()  # who waits for it is to hear that
                 return
             self._launcher.keep(MOUNTED, fd)
         self._shown.set()
