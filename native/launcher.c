@@ -230,7 +230,7 @@ static int take_place(const struct launcher_start *start)
 /* A mount namespace in which only this differs: other mounts come and go as in the first one. */
 static int make_visitors_space(const char *devices)
 {
-	if (unshare(CLONE_NEWNS) || mount(NULL, "/dev", NULL, MS_PRIVATE, NULL))
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/dev", NULL, MS_SLAVE, NULL))
 		return -1;
 	return mount(devices, "/dev", NULL, MS_BIND, NULL);
 }

@@ -162,6 +162,8 @@ def test_what_is_alike_is_here(trio: Cluster) -> None:
     assert trio.run(2, "onnode", "1", "onnode", "2", "python3", "-c", ALIKE, "2") == "at once\n"
     trio.run(1, "onnode", "2", "sh", "-c", "echo words >/dev/shm/words")
     assert trio.run(3, "cat", "/dev/shm/words") == "words\n"
+    system = ["stat", "-f", "-c", "%T", "/dev/mqueue"]
+    assert trio.run(1, "onnode", "2", *system) == trio.run(2, *system)
 
 
 def test_terminals(trio: Cluster) -> None:
