@@ -92,6 +92,9 @@ def own(ssi: Ssi) -> Iterator[Cluster]:
         for node in (1, 2, 3):
             set_up(cluster, node)
         yield cluster
+        # It is a file of the root, which nobody could unmount.
+        for node in (1, 2, 3):
+            cluster.try_run(node, "losetup", "-d", DISK)
 
 
 def set_up(cluster: Cluster, node: int) -> None:
@@ -126,12 +129,15 @@ def read_disk(actor: Actor) -> str:
 def test_typed(trio: Cluster) -> None:
     with attached(trio, 1) as terminal:
         terminal.log_in()
-        terminal.type("onnode 2 sh -c 'echo Hel''lo World >/dev/console'\r")
-        terminal.expect("Hello World\r\n")
+        said = terminal.run("onnode 2 sh -c 'echo Hello World >/dev/console'")
+        assert "Hello World\n" in said
         # Each has its own terminal, and /dev/tty is the one.
-        terminal.type("onnode 2 sh -c 'read word; echo $word to you >/dev/tty' </dev/tty\r")
+        script = "echo rea''dy; read word; echo $word to you >/dev/tty"
+        terminal.type(f'onnode 2 sh -c "{script}" </dev/tty\r'.replace("$", "\\$"))
+        terminal.expect("ready\r\n")
         terminal.type("greetings\r")
         terminal.expect("greetings to you\r\n")
+        terminal.expect(r"root@node1:[^ ]*# ")
         said = terminal.run("onnode 2 script -qec 'tty; echo in''side >/dev/tty' /dev/null")
         assert "/dev/pts/4096" in said
         assert "inside" in said
