@@ -383,7 +383,7 @@ def test_make_whose_compilers_move(trio: Cluster) -> None:
 def test_make_itself(trio: Cluster) -> None:
     """Its compilers stay where they are born, and it hears how they end."""
     build = ("make", "-C", "/root/itself", "-s", "-B", "-j4")
-    trio.run(1, "python3", "/root/project.py", "/root/itself", "12", "90")
+    trio.run(1, "python3", "/root/project.py", "/root/itself", "16", "90")
     with working(trio, 1, *build) as worker:
         for node in (2, 3, 1):
             move(trio, node, worker.pid)
