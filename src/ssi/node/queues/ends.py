@@ -72,7 +72,7 @@ class Ends:
         self._asking = asking
         self._kept = Kept(folder, End)
         self._opening: set[int] = set()
-        """Requests that open one, or remove a name."""
+        """Requests that open one."""
         self._given_up: set[int] = set()
         self._remembered = Remembered(asking, "queue-done")
         self._watches = Watches(self._watch, self._remembered.settle)
@@ -90,17 +90,12 @@ class Ends:
         """Return a handle, or HERE if the kernel is to look for it and make it; raises OSError."""
         if end := self._kept.find_opened(wanted.number):
             return QueueAnswer(end.handle, wire.get_bytes({"about": end.about}, "about"))
-        return await self._until_given_up(wanted, self._try_open, queue_name(name), flags)
-
-    async def _until_given_up(
-        self, wanted: Wanted, attempt: Callable[..., object], *arguments: object
-    ) -> QueueAnswer:
         self._opening.add(wanted.number)
         try:
             while wanted.number not in self._given_up:
-                answer = await attempt(wanted, *arguments)  # type: ignore[misc]
+                answer = await self._try_open(wanted, queue_name(name), flags)
                 if answer is not None:
-                    return answer  # type: ignore[no-any-return]
+                    return answer
                 await self._homes.wait_change()
         finally:
             self._opening.discard(wanted.number)
