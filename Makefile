@@ -72,7 +72,7 @@ test: setup
 	bin/ssi doctor || true
 	$(PYTEST) tests/lint tests/unit tests/install
 	bin/ssi build all
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m '(node or cluster) and not slow' tests
+	$(VENV)/bin/python -P tools/test_clusters.py $(WORKERS)
 
 # -- installing --------------------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ from ssi.host.paths import TOP
 from support.clusters import Cluster, Images, Ssi, copy_images, started
 from support.person import Person, normal_user
 
+DOUBTED = pytest.StashKey[bool]()
+"""Whether a test has failed since the clusters that run were last looked at."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -25,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
     """Keep the logs of all clusters when a test fails, and say where."""
     report = yield
+    if report.failed:
+        item.session.stash[DOUBTED] = True
     person = getattr(item, "funcargs", {}).get("person")
     if report.failed and isinstance(person, Person):
         kept = TOP / "build/test-logs" / f"{item.name}-{report.when}"
@@ -71,6 +76,15 @@ def images(person: Person) -> Images:
 def ssi(person: Person, images: Images) -> Ssi:
     """The command `ssi`, as the person runs it."""
     return Ssi(person, images)
+
+
+@pytest.fixture(autouse=True)
+def whole(ssi: Ssi, request: pytest.FixtureRequest) -> None:
+    """After a test that failed all clusters are whole again, or the next would fail with it."""
+    if request.session.stash.get(DOUBTED, False):
+        request.session.stash[DOUBTED] = False
+        for cluster in ssi.running:
+            cluster.restore(*range(1, cluster.count + 1))
 
 
 @pytest.fixture(scope="session")

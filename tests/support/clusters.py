@@ -17,6 +17,13 @@ from support.person import Person
 
 COMMAND_S = 240
 
+TOKEN_MS = 2000
+"""The token time of clusters under test, twice the usual one: with two of them on two processors,
+and what else the machine does, a node that was not run for a second is not dead."""
+
+MANY = 16
+"""More nodes have a longer token time anyway."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -63,6 +70,8 @@ class Ssi:
         self.images = images
         self.has_faults = False
         """Whether the network of some cluster may have faults."""
+        self.running: list[Cluster] = []
+        """Those that were started and not stopped."""
 
     def try_(self, *words: str, given: bytes | None = None, within_s: float = COMMAND_S) -> Result:
         """Run ``ssi WORDS``; return how it ended."""
@@ -87,9 +96,11 @@ class Ssi:
 class Cluster:
     """A running cluster."""
 
-    def __init__(self, ssi: Ssi, number: int) -> None:
+    def __init__(self, ssi: Ssi, number: int, count: int) -> None:
         self.ssi = ssi
         self.number = number
+        self.count = count
+        """The nodes it was started with."""
         self.logs = ssi.person.home / f"state/ssi/{number}/log"
 
     def try_run(self, node: int, *argv: str, **options: Any) -> Result:  # noqa: ANN401
@@ -151,10 +162,15 @@ class Cluster:
 @contextlib.contextmanager
 def started(ssi: Ssi, count: int, *words: str) -> Iterator[Cluster]:
     """Run a cluster of its own; afterwards nothing of it is left."""
+    if count <= MANY:
+        words = ("--token", str(TOKEN_MS), *words)
     number = ssi.json("start", str(count), "--new", *ssi.images.options, *words)["id"]
+    cluster = Cluster(ssi, number, count)
+    ssi.running.append(cluster)
     try:
-        yield Cluster(ssi, number)
+        yield cluster
     finally:
+        ssi.running.remove(cluster)
         if any(c["id"] == number for c in ssi.json("ls")):
             ssi("stop", str(number))
         ssi("clean", "--kept", str(number))
