@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,6 +15,9 @@ from ssi.host.build.artifacts import find_artifacts
 from ssi.host.paths import TOP
 from support.clusters import Cluster, Images, Ssi, copy_images, started
 from support.person import Person, normal_user
+
+LOOK_S = 20
+BLOCKED = "dmesg -c >/dev/null; echo w >/proc/sysrq-trigger; dmesg"
 
 DOUBTED = pytest.StashKey[bool]()
 """Whether a test has failed since the clusters that run were last looked at."""
@@ -37,8 +42,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             shutil.copytree(logs, kept / logs.parent.name, dirs_exist_ok=True)
         if (failed := person.home / "state/ssi/failed-boot").exists():
             shutil.copytree(failed, kept / "failed-boot", dirs_exist_ok=True)
+        keep_blocked(item, kept)
         report.sections.append(("logs", f"kept in {kept}"))
     return report
+
+
+def keep_blocked(item: pytest.Item, kept: Path) -> None:
+    """Keep what waits in the kernel of each node, and where; a hang is seen by it."""
+    ssi = getattr(item, "funcargs", {}).get("ssi")
+    kept.mkdir(parents=True, exist_ok=True)
+    if not isinstance(ssi, Ssi):
+        return
+    for cluster in ssi.running:
+        for node in range(1, cluster.count + 1):
+            words = ["-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c"]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                said = ssi.try_("exec", *words, BLOCKED, within_s=LOOK_S)
+                (kept / f"blocked-{cluster.number}-{node}").write_text(said.out + said.err)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ class NodeSpec:
 class NodeWires:
     """Descriptors that the UML process inherits."""
 
-    console: int
+    console: tuple[int, ...]
+    """Its input and its output."""
     line: int
     network: int
     notify: Path
@@ -47,7 +48,7 @@ def uml_argv(spec: NodeSpec, wires: NodeWires) -> list[str]:
         f"ubd0c={spec.root}",
         f"ubd1={spec.swap}",
         wire_argument(spec.node, wires.network),
-        "con=null", f"con0=fd:{wires.console}",
+        "con=null", "con0=" + ",".join(f"fd:{end}" for end in wires.console),
         "ssl=null", f"ssl0=fd:{wires.line}",
         f"mconsole=notify:{wires.notify}",
         # Processes of the node run without ptrace, clearly faster.

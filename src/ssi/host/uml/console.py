@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import socket
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,26 +22,30 @@ class Console:
     """The host's end of a node's console."""
 
     def __init__(self, log: Path) -> None:
-        """Make the console; `uml_end` is for the UML process and closed once it has it."""
-        ours, self.uml_end = socket.socketpair()
-        ours.setblocking(False)
-        self._socket = ours
+        """Make the console; `uml_ends` are for the UML process, closed once it has them."""
+        # Pipes: UML writes an echo byte by byte, and a socket has no room for more than 300 writes.
+        # What finds no room is not echoed until the next key, if at all.
+        uml_input, self._typing = os.pipe()
+        self._saying, uml_output = os.pipe()
+        self.uml_ends: tuple[int, ...] = (uml_input, uml_output)
+        for end in (self._typing, self._saying):
+            os.set_blocking(end, False)
         self._log = log.open("ab", buffering=0)
         self._past = collections.deque[bytes]()
         self._past_size = 0
         self._watchers: set[Watcher] = set()
         self._typed = bytearray()
-        asyncio.get_running_loop().add_reader(ours, self._read)
+        asyncio.get_running_loop().add_reader(self._saying, self._read)
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(65536)
+            data = os.read(self._saying, 65536)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
-            asyncio.get_running_loop().remove_reader(self._socket)
+            asyncio.get_running_loop().remove_reader(self._saying)
             return
         with contextlib.suppress(OSError):  # a full disk must not end the node
             self._log.write(data)
@@ -77,24 +81,30 @@ class Console:
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            sent = self._socket.send(self._typed) if self._typed else 0
+            sent = os.write(self._typing, self._typed) if self._typed else 0
         except BlockingIOError:
             sent = 0
-        except OSError:
-            self._typed.clear()
-            return
+        except OSError:  # nobody hears it any more
+            sent = len(self._typed)
         del self._typed[:sent]
         if self._typed:
-            loop.add_writer(self._socket, self._flush)
+            loop.add_writer(self._typing, self._flush)
         else:
-            loop.remove_writer(self._socket)
+            loop.remove_writer(self._typing)
+
+    def close_uml_ends(self) -> None:
+        """Close what the UML process has by now, or will never have."""
+        for end in self.uml_ends:
+            os.close(end)
+        self.uml_ends = ()
 
     def close(self) -> None:
         """End it; the log is whole."""
         self._read()
+        self.close_uml_ends()
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket)
-        loop.remove_writer(self._socket)
-        self._socket.close()
-        self.uml_end.close()
+        loop.remove_reader(self._saying)
+        loop.remove_writer(self._typing)
+        os.close(self._saying)
+        os.close(self._typing)
         self._log.close()

@@ -52,16 +52,17 @@ async def run_node(
         notify = NotifySocket(spec.uml_dir / f"{spec.umid}.notify")
         stack.callback(notify.close)
         wires = NodeWires(
-            console=console.uml_end.fileno(), line=theirs.fileno(),
+            console=console.uml_ends, line=theirs.fileno(),
             network=network.fileno(), notify=notify.path,
         )  # fmt: skip
         log = stack.enter_context(uml_log.open("ab"))
         process = await UmlProcess.start(
             uml_argv(spec, wires),
-            pass_fds=(wires.console, wires.line, wires.network),
+            pass_fds=(*wires.console, wires.line, wires.network),
             log=log,
         )
-        for end in (console.uml_end, theirs, network):
+        console.close_uml_ends()
+        for end in (theirs, network):
             end.close()
         node = VirtualNode(spec, process, console, Line(reader, writer))
         notify.hear = node.hear
