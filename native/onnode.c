@@ -553,6 +553,8 @@ static void keep(const char *list)
 		if (!wanted[fd])
 			close_for_body(fd);
 	hello.keeps = 1;
+	/* What is done to its group or session, as a kill or a move, is not meant for it. */
+	(void)setsid();
 	(void)prctl(PR_SET_PDEATHSIG, 0);
 	report(GHOST_KEEPER, 0, getpid(), NULL, 0);
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import os
 import socket
@@ -44,6 +45,7 @@ class Keeper:
         self._arguments = arguments
         self._room = room
         self._socket: socket.socket | None = None
+        self._started: int | None = None
         self._told = False
         self._changes = Changes()
         self._queue: collections.deque[tuple[bytes, Sequence[int]]] = collections.deque()
@@ -68,7 +70,8 @@ class Keeper:
     async def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         if connection.connect_ex(os.fspath(self._path)):
-            start_process([str(self._program), str(self._path), *self._arguments])
+            self._reap()
+            self._started = start_process([str(self._program), str(self._path), *self._arguments])
             if not await wait_until(
                 lambda: not connection.connect_ex(os.fspath(self._path)), within_s=CONNECT_S
             ):
@@ -78,6 +81,12 @@ class Keeper:
         connection.setblocking(False)
         self._socket = connection
         asyncio.get_running_loop().add_reader(connection, self._read)
+
+    def _reap(self) -> None:
+        """Leave no zombie of one that this daemon has started."""
+        if self._started:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._started, os.WNOHANG)
 
     @property
     def is_told(self) -> bool:
