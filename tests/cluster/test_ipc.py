@@ -12,7 +12,7 @@ from support.fifos import Refused
 from support.ipc import CREAT, EXCL, NOWAIT, QUEUE, SEMAPHORES, using
 
 _keys = itertools.count(0x5510)
-GETVAL, GETNCNT, SETVAL = 12, 14, 16
+GETVAL, GETNCNT, SETVAL, SEM_STAT = 12, 14, 16, 18
 NOBODY = 65534
 
 
@@ -258,6 +258,33 @@ def test_all_nodes_see_and_remove_all(trio: Cluster, key: int) -> None:
             trio.run(2, "ipcrm", "-m", str(one))
         left = trio.run(2, "ipcs").split()
         assert not {str(one) for one in queues + sets + memory} & set(left)
+
+
+def test_all_are_counted_and_removed_by_index(trio: Cluster, key: int) -> None:
+    trio.run(1, "ipcrm", "--all")
+    with using(trio, 1, 2, 3) as actors:
+        for actor in actors:
+            queue = actor.do("msgget", 0)
+            actor.do("msgsnd", queue, 1, "twelve bytes")
+            actor.do("semget", 0, 2)
+            actor.do("shmget", 0, 4097)
+        queue = actors[0].do("msgget", key, CREAT | 0o600)
+        used = trio.run(2, "ipcs", "-u")
+        for line in (
+            "allocated queues = 4", "used headers = 3", "used space = 36 bytes",
+            "used arrays = 3", "allocated semaphores = 6", "segments allocated 3",
+            "pages allocated 6",
+        ):  # fmt: skip
+            assert line in used, used
+        # Who may not read one is not told of it.
+        actors[2].do("become", NOBODY)
+        found = [actors[2].begin("semctl", index, 0, SEM_STAT) for index in range(4)]
+        assert {str(refused(one.result)) for one in found[:3]} == {"EACCES"}
+        assert refused(found[3].result) == "EINVAL"
+        trio.run(2, "ipcrm", "--all")
+        assert refused(lambda: actors[1].do("msgget", key, 0)) == "ENOENT"
+        assert str(queue) not in trio.run(3, "ipcs").split()
+        assert "allocated queues = 0" in trio.run(3, "ipcs", "-u")
 
 
 MOVER = """

@@ -14,6 +14,7 @@ from pathlib import Path
 from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
 from ssi.common.wire import Message
+from ssi.node.ipc.indexes import Indexes
 from ssi.node.ipc.keeper import CONTROLS, GETS, LOST, ROOT, Call, Kind, Outcome, Wish
 from ssi.node.ipc.objects import CREAT, RMID, SET, SETALL, SETVAL, STAT, Objects
 from ssi.node.ipc.places import Places
@@ -49,12 +50,17 @@ COMMANDS = {
     Kind.QUEUE: {RMID, SET, STAT},
     Kind.MEMORY: {RMID, SET, STAT},
 }  # fmt: skip
-BY_INDEX = {
-    Kind.SEMAPHORES: {3, 18, 19, 20},
-    Kind.QUEUE: {3, 11, 12, 13},
-    Kind.MEMORY: {3, 13, 14, 15},
-}
-"""IPC_INFO and the like: the node's own."""
+LIMITS = 3
+"""IPC_INFO: what it says is the same on every node."""
+
+COUNTS = {Kind.SEMAPHORES: 19, Kind.QUEUE: 12, Kind.MEMORY: 14}
+"""SEM_INFO and so on."""
+
+BY_INDEX = {Kind.SEMAPHORES: 18, Kind.QUEUE: 11, Kind.MEMORY: 13}
+"""SEM_STAT and so on."""
+
+BY_INDEX_ANY = {Kind.SEMAPHORES: 20, Kind.QUEUE: 13, Kind.MEMORY: 15}
+"""SEM_STAT_ANY and so on, of what one may not read either."""
 
 LOCKING = {11, 12}
 """SHM_LOCK and SHM_UNLOCK: the kernel says who may, and does nothing where nodes share."""
@@ -80,17 +86,21 @@ class Calls:
 
     def __init__(
         self, places: Places, objects: Objects, segments: Segments, snapshots: Snapshots,
-        asking: Asking, listener: Listener, judges: dict[int, Judge],
+        indexes: Indexes, asking: Asking, listener: Listener,
     ) -> None:  # fmt: skip
         self._places = places
         self._objects = objects
         self._segments = segments
         self._snapshots = snapshots
+        self._indexes = indexes
         self._asking = asking
         self._listener = listener
         self._tasks = Tasks()
         self._undoing: set[int] = set()
         """Processes that use SEM_UNDO on other nodes."""
+
+    def serve(self, judges: dict[int, Judge]) -> None:
+        """Judge them from now on."""
         for kind, number in zip(Kind, (SEMGET, MSGGET, SHMGET), strict=True):
             judges[number] = _ours(self._getting(kind))
         for kind, number in zip(Kind, (SEMCTL, MSGCTL, SHMCTL), strict=True):
@@ -292,12 +302,10 @@ class Calls:
             at = 1 if kind is Kind.SEMAPHORES else 0
             command = call.int_at(1 + at)
             identifier, address = call.int_at(0), call.arguments[2 + at]
-            if command in BY_INDEX[kind] or self._is_local(kind, identifier, command):
+            if self._is_local(kind, identifier, command):
                 return GO_ON
-            if kind is Kind.MEMORY and command in LOCKING:
-                return await self._attach(call)
             if command not in COMMANDS[kind]:
-                return Verdict(error=errno.EINVAL)
+                return await self._control_other(call, kind, command, address)
             number = call.int_at(1) if at else 0
             data = b""
             if command == SET:
@@ -316,6 +324,33 @@ class Calls:
             return verdict
 
         return control
+
+    async def _control_other(
+        self, call: HeldCall, kind: Kind, command: int, address: int
+    ) -> Verdict:
+        if command == LIMITS:
+            return GO_ON
+        if command == COUNTS[kind]:
+            highest, data = await self._indexes.count(kind, read_caller(call.thread).pid)
+            return Verdict(highest, written=(address, data))
+        if command in {BY_INDEX[kind], BY_INDEX_ANY[kind]}:
+            return await self._look(call, kind, command, address)
+        if kind is Kind.MEMORY and command in LOCKING:
+            return await self._attach(call)
+        return Verdict(error=errno.EINVAL)
+
+    async def _look(self, call: HeldCall, kind: Kind, command: int, address: int) -> Verdict:
+        """Say of an object what IPC_STAT does, and return its identifier."""
+        caller = read_caller(call.thread)
+        found = await self._indexes.find(kind, caller.pid, call.int_at(0))
+        if found is None:
+            return Verdict(error=errno.EINVAL)
+        reader = ROOT if command == BY_INDEX_ANY[kind] else caller
+        wish = Wish(CONTROLS[kind], found, reader, (0, STAT, 0))
+        verdict = await self._verdict(call, kind, wish, RESTARTS)
+        if verdict.error:
+            return verdict
+        return dataclasses.replace(verdict, result=found, written=(address, verdict.data))
 
     async def _count(self, call: HeldCall, identifier: int) -> int:
         """Return how many semaphores a set has, or a negative errno."""

@@ -8,11 +8,13 @@ from ssi.node.cluster import Cluster
 from ssi.node.ics.ics import Ics
 from ssi.node.ipc.calls import Calls
 from ssi.node.ipc.heirs import Heirs
+from ssi.node.ipc.indexes import Indexes
 from ssi.node.ipc.keeper import IpcKeeper
 from ssi.node.ipc.objects import Objects
 from ssi.node.ipc.places import Places
 from ssi.node.ipc.segments import Segments
 from ssi.node.ipc.snapshots import Snapshots
+from ssi.node.proc.sysvipc import Sysvipc
 from ssi.node.process.space import ProcessSpace
 from ssi.node.state.state import State
 
@@ -31,9 +33,11 @@ class Ipc:
         )  # fmt: skip
         self._heirs = Heirs(places, self._objects, self._segments, snapshots, space.asking, ics)
         self._calls = Calls(
-            places, self._objects, self._segments, snapshots, space.asking, space.listener,
-            space.foreign.judges,
+            places, self._objects, self._segments, snapshots,
+            Indexes(Sysvipc(lambda: places.others, ics)),
+            space.asking, space.listener,
         )  # fmt: skip
+        self._calls.serve(space.foreign.judges)
         self._heirs.is_living = self._calls.is_undoing
 
     async def run(self) -> None:

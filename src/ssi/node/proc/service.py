@@ -42,7 +42,7 @@ class Proc:
         self._control = control
         self._table = Table(cluster, ics)
         self._files = Files(ics)
-        self._system = System(self._table, Sysvipc(self._table, ics), ics)
+        self._system = System(self._table, Sysvipc(lambda: self._table.others, ics), ics)
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
         ics.serve(table.QUESTION, Own(places).answer)
         ics.serve(files.QUESTION, files.answer_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ssi.common import wire
@@ -13,7 +13,6 @@ from ssi.common.wire import Message
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.proc.places import TABLES
-from ssi.node.proc.table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +67,15 @@ def _unite(same: list[list[str]]) -> str:
 class Sysvipc:
     """The three files."""
 
-    def __init__(self, table: Table, ics: Ics) -> None:
-        self._table = table
+    def __init__(self, others: Callable[[], Iterable[int]], ics: Ics) -> None:
+        self._others = others
         self._ics = ics
         self._content: dict[str, bytes] = {}
 
     async def read(self, name: str, *, fresh: bool) -> bytes:
         """Return the content of one as it is now; unless `fresh`, as it was read last."""
         if fresh or name not in self._content:
-            asked = await asyncio.gather(*map(self._ask, sorted(self._table.others)))
+            asked = await asyncio.gather(*map(self._ask, sorted(self._others())))
             texts = [read_own()[name], *(one[name] for one in asked if one)]
             self._content[name] = merge(name, texts).encode()
         return self._content[name]
