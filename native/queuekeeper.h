@@ -17,10 +17,13 @@ enum queue_order_kind {
 	QUEUE_WATCH = 6,	/* value: events of poll; waits until there is one */
 	QUEUE_NOTIFY = 7,	/* value: 1, or 0 for no longer */
 	QUEUE_AWAIT = 8,	/* waits until it is notified, or is to be no longer: the result is 1 or 0 */
+	/* Each is answered at once, and forgotten. */
+	QUEUE_CLOSE = 11,	/* the end; it is closed when that has been answered */
+	QUEUE_LOOK = 13,	/* data: an inode (8 bytes), or if value is 1 what a queue is called */
+	QUEUE_RESTORE = 14,	/* data: a snapshot; value: 1: with its name. Makes it anew, if it is not there */
 	/* These are not. */
 	QUEUE_CANCEL = 9,	/* what has not been done and has this id: its answer is EINTR */
 	QUEUE_DONE = 10,	/* the answer with this id has arrived */
-	QUEUE_CLOSE = 11,	/* the end; it is closed when that has been answered, with the id */
 	QUEUE_DROP = 12,	/* all ends and orders of this owner: its node is dead */
 };
 
@@ -29,9 +32,11 @@ enum queue_flags {
 };
 
 enum queue_report_kind {
-	QUEUE_RESULT = 1,	/* id, result, value, data */
-	QUEUE_HELD = 2,		/* to a new daemon: id: an end */
+	QUEUE_RESULT = 1,	/* id, result, value, `length` bytes of data, then a snapshot if it is another */
+	QUEUE_HELD = 2,		/* to a new daemon, or of a queue made anew: id: an end */
 	QUEUE_TOLD = 3,		/* these were all */
+	QUEUE_SHARED = 4,	/* id: what a queue is called; also to a new daemon */
+	QUEUE_GONE = 5,		/* the same: nobody else can have it any more */
 };
 
 struct queue_order {
@@ -50,12 +55,45 @@ struct queue_report {
 	uint32_t owner;
 	uint64_t id;
 	int64_t result;
-	uint32_t value;
+	uint32_t value, length;
 } __attribute__((packed));
 
 struct queue_about {
 	uint32_t mode, uid, gid;
 	uint32_t size;		/* of a message at most */
+} __attribute__((packed));
+
+/*
+ * A queue that others have had open, to be made anew when its node is dead. Behind it its name, `messages`
+ * times struct queue_message and text in their order, `ends` times struct queue_held, and `answers` times
+ * struct queue_answer and data: what has been done for others and may not have been heard.
+ */
+struct queue_snapshot {
+	uint64_t version;	/* of two the higher one is the later */
+	uint64_t id;		/* what it is called, on whichever node */
+	uint32_t mode, uid, gid;
+	uint32_t most, size;	/* messages, and bytes of each */
+	uint32_t name;		/* so long; 0: removed */
+	uint32_t messages, ends, answers;
+} __attribute__((packed));
+
+struct queue_message {
+	uint32_t priority, length;
+} __attribute__((packed));
+
+enum queue_noted { QUEUE_NOT_NOTIFIED = 0, QUEUE_TO_NOTIFY = 1, QUEUE_NOTIFIED = 2 };
+
+struct queue_held {
+	uint32_t owner, number;
+	uint32_t access;	/* O_RDWR and so on */
+	uint32_t noted;
+} __attribute__((packed));
+
+struct queue_answer {
+	uint32_t owner;
+	uint64_t id;
+	int64_t result;
+	uint32_t kind, end, value, length;
 } __attribute__((packed));
 
 #endif

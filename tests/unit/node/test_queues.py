@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
+from pathlib import Path
 
 import pytest
 
 from ssi.common.errors import ProtocolError
 from ssi.node.process.caller import Caller
 from ssi.node.queues.keeper import Order, Wish
+from ssi.node.queues.snapshots import Snapshot, Snapshots
 from ssi.node.state.ipc import Home
 from ssi.node.state.queues import MAX_QUEUES, Queues, check_name, queue_name
 from ssi.node.state.state import MACHINE, State
@@ -70,3 +73,60 @@ def test_an_order() -> None:
     packet = Wish(9, 10, Order.OPEN, caller=caller, data=b"jobs").pack()
     assert packet[:4] == b"\1\0\0\0"
     assert packet.endswith(b"\2\0\0\0\5\0\0\0\2\0\0\0\7\0\0\0\x08\0\0\0jobs")
+
+
+def share(queues: Queues, view: View, node: int, boot: str) -> Queues:
+    """Return them when others have one open of that node."""
+    return queues.apply({"do": "share", "node": node, "boot": boot}, view)
+
+
+def take(queues: Queues, view: View, heir: Home, dead: Home, *names: str) -> Queues:
+    """Return them when `heir` has made those of these names anew."""
+    words = {"do": "take", **heir.dump(), "dead": [dead.dump()], "names": list(names)}
+    return queues.apply(words, view)
+
+
+def test_heirs_take_what_others_have_had_open() -> None:
+    one, two = Home(1, "a"), Home(2, "b")
+    queues = share(do(Queues(), BOTH, "claim", 2, "b"), BOTH, 2, "b")
+    queues = queues.apply({"do": "claim", "name": "lost", "node": 2, "boot": "b"}, BOTH)
+    assert take(queues, BOTH, one, two, NAME) == queues
+    later = view_of(n1="a", n2="another life")
+    assert queues.list_dead(later) == [two]
+    # Until then nobody has its names.
+    assert do(queues, later, "claim", 1, "a") == queues
+    assert queues.follow(two, later) == two
+    taken = take(queues, later, one, two, NAME)
+    assert taken.homes == {NAME: one}
+    assert taken.list_dead(later) == []
+    assert taken.follow(two, later) == one
+    last = view_of(n2="another life", n3="c")
+    again = take(taken, last, Home(3, "c"), one)
+    assert again.homes == {}
+    assert again.follow(two, last) == Home(3, "c")
+    assert again.follow(Home(4, "d"), last) is None
+    state = dataclasses.replace(State(), queues=again)
+    assert MACHINE.load(MACHINE.dump(state)) == state
+
+
+def pack(version: int, text: bytes = b"") -> bytes:
+    """Return what a queue is, as the keeper says it."""
+    head = struct.pack("=QQ9I", version, 7, 0o600, 0, 0, 8, 1024, 4, 1, 0, 0)
+    return head + b"jobs" + struct.pack("=II", 0, len(text)) + text
+
+
+def test_the_latest_is_kept(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path / "kept")
+    snapshots.keep("a", pack(2))
+    snapshots.keep("a", pack(1))
+    assert [(one.id, one.version, one.name) for one in snapshots.list_all()] == [(7, 2, "jobs")]
+    large = Snapshot.load("b", pack(3, bytes(80000)))
+    first, second, third = large.cut()
+    assert snapshots.take_piece(first)
+    assert not snapshots.take_piece(third)
+    assert [snapshots.take_piece(piece) for piece in (first, second, third)] == [True] * 3
+    assert Snapshots(tmp_path / "kept").find(7) == large
+    snapshots.forget(7)
+    assert snapshots.list_all() == []
+    with pytest.raises(ProtocolError):
+        snapshots.keep("a", b"cut off")

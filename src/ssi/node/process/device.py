@@ -77,11 +77,12 @@ class _Do(enum.IntEnum):
     IOCTL = 39
     POLL = 40
     SEEK = 46
+    SYNCFS = 50
     INIT = 4096
 
 
-NAMES = {_Do.RENAME, _Do.UNLINK, _Do.RMDIR, _Do.TMPFILE}
-"""Of message queues (image/kernel/patches/mqueue-elsewhere.patch)."""
+NAMES = {_Do.RENAME, _Do.UNLINK, _Do.RMDIR, _Do.TMPFILE, _Do.SYNCFS}
+"""Of message queues (image/kernel/patches/mqueue-elsewhere.patch); the last is of an inode."""
 
 NOTIFY_POLL, NOTIFY_RESEND = 1, 7
 RESENT = 1 << 63
@@ -305,6 +306,9 @@ class QueueOwner(Owner, Protocol):
 
     async def end_name(self, name: bytes) -> None:
         """Take it that one of this kernel has been removed."""
+
+    async def tell_change(self, inode: int) -> None:
+        """Return when other nodes know what one of this kernel's is now."""
 
     async def unlink(self, wanted: Wanted, name: bytes) -> None:
         """Remove another node's; raises OSError."""
@@ -609,6 +613,8 @@ class Device:
                 await self._queues.end_making(name)
             case _Do.RMDIR:
                 await self._queues.end_name(name)
+            case _Do.SYNCFS:
+                await self._queues.tell_change(*_HANDLE.unpack(body))
             case _:
                 await self._queues.unlink(wanted, name)
         return 0, b""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
+from ssi.common.wire import Message
 from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.caller import read_caller
 from ssi.node.process.device import HERE, KIND_SHIFT, Control, Kind, QueueAnswer, Result, Wanted
@@ -21,6 +22,8 @@ from ssi.node.process.remembered import Remembered
 from ssi.node.queues.homes import Homes
 from ssi.node.queues.keeper import FOREVER, MAX_TEXT, Order, Outcome
 from ssi.node.queues.notes import Note, read_note
+from ssi.node.queues.shared import Shared
+from ssi.node.queues.snapshots import Snapshots
 from ssi.node.state.ipc import Home
 from ssi.node.state.queues import queue_name
 from ssi.node.tasks import Tasks
@@ -67,13 +70,20 @@ class End:
 class Ends:
     """All of this node."""
 
-    def __init__(self, homes: Homes, asking: Asking, folder: Path = FOLDER) -> None:
+    def __init__(
+        self, homes: Homes, shared: Shared, snapshots: Snapshots, asking: Asking,
+        folder: Path = FOLDER,
+    ) -> None:  # fmt: skip
         self._homes = homes
+        self._shared = shared
+        self._snapshots = snapshots
         self._asking = asking
         self._kept = Kept(folder, End)
         self._opening: set[int] = set()
         """Requests that open one."""
         self._given_up: set[int] = set()
+        self._doing: dict[int, bool] = {}
+        """Requests that are under way, and whether each is to end soon."""
         self._remembered = Remembered(asking, "queue-done")
         self._watches = Watches(self._watch, self._remembered.settle)
         self._tasks = Tasks()
@@ -83,6 +93,23 @@ class Ends:
         for end in self._kept:
             if end.note:
                 self._tasks.spawn(self._await_note(end, Note.load(end.note)))
+
+    async def _ask(self, home: Home, name: str, words: dict[str, object]) -> Message | None:
+        """Return what a home says, and keep what a queue is now; None if it is lost."""
+        if not self._homes.is_alive(home):
+            return None
+        try:
+            answer = await self._asking.ask(home.node, name, words, within_s=FOREVER_S)
+        except NodeLost:
+            return None
+        if "lost" in answer and wire.get_flag(answer, "lost"):
+            return None
+        if not self._homes.is_alive(home):
+            # Its heir may have asked here already what it was: that is what counts.
+            return None
+        if snapshot := wire.get_bytes({"snapshot": answer.get("snapshot", "")}, "snapshot"):
+            self._snapshots.keep(home.boot, snapshot)
+        return answer
 
     # -- names -----------------------------------------------------------------------------------
 
@@ -108,17 +135,16 @@ class Ends:
         home = self._homes.find(name)
         if home is None and makes:
             home = await self._homes.claim(name)
+        if home is None and self._homes.is_moving(name):
+            return None
         if home is None or home == self._homes.own:
             if makes:
                 self._homes.let_make(name)
             return QueueAnswer(HERE)
         caller = read_caller(wanted.thread).dump()
         words = {"name": name, "number": wanted.number, "flags": flags, "caller": caller}
-        try:
-            answer = await self._asking.ask(home.node, "queue-open", words)
-        except NodeLost:
-            return None
-        if wire.get_flag(answer, "again"):
+        answer = await self._ask(home, "queue-open", words)
+        if answer is None or wire.get_flag(answer, "again"):
             return None
         if error := wire.get_int(answer, "error", 0, 4095):
             self._remembered.add(wanted.number, home.node, {"number": wanted.number})
@@ -135,7 +161,8 @@ class Ends:
 
     async def unlink(self, wanted: Wanted, name: bytes) -> None:
         """Remove a name that this kernel does not have; raises OSError."""
-        if self._homes.is_here(queue_name(name)):
+        known = queue_name(name)
+        if self._homes.is_here(known) and not self._homes.exists(known):
             raise FileNotFoundError(errno.ENOENT, "no such queue")
         await self._unlink(wanted.number, wanted.thread, name)
 
@@ -145,19 +172,23 @@ class Ends:
         await self.settle(number)
 
     async def _unlink(self, number: int, thread: int, name: bytes) -> None:
-        home = self._homes.find(queue_name(name))
-        if home is None:
-            raise FileNotFoundError(errno.ENOENT, "no such queue")
+        known, asked = queue_name(name), False
         caller = read_caller(thread).dump()
-        words = {"name": queue_name(name), "number": number, "caller": caller}
-        try:
-            answer = await self._asking.ask(home.node, "queue-unlink", words)
-        except NodeLost as error:
-            raise FileNotFoundError(errno.ENOENT, "gone with its node") from error
-        self._remembered.add(number, home.node, {"number": number})
-        result = wire.get_int(answer, "result", -4095, 0)
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
+        words = {"name": known, "number": number, "caller": caller}
+        while (home := self._homes.find(known)) or self._homes.is_moving(known):
+            if home and (answer := await self._ask(home, "queue-unlink", words)):
+                self._remembered.add(number, home.node, {"number": number})
+                result = wire.get_int(answer, "result", -4095, 0)
+                if result == -errno.ENOENT and asked:
+                    return
+                if result < 0:
+                    raise OSError(-result, os.strerror(-result))
+                return
+            asked = asked or home is not None
+            await self._homes.wait_change()
+        # Else its node has done so, and died before it said so; or the queue died with it.
+        if not asked:
+            raise FileNotFoundError(errno.ENOENT, "no such queue")
 
     async def end_making(self, name: bytes) -> None:
         """Whom `open` has let make a queue has tried to."""
@@ -172,33 +203,57 @@ class Ends:
         end = self._kept.find(handle)
         if end is None:
             return
-        with contextlib.suppress(NodeLost):
-            await self._asking.ask(end.home, "queue-close", {"end": end.end, "boot": end.boot})
+        while home := self._homes.follow(Home(end.home, end.boot)):
+            words: dict[str, object] = {"end": end.end, "boot": home.boot}
+            if await self._ask(home, "queue-close", words) is not None:
+                break
+            await self._homes.wait_change()
         self._kept.forget(end)
+
+    async def tell_change(self, inode: int) -> None:
+        """Return when other nodes know what one of this kernel's queues is now."""
+        await self._shared.tell_change(inode)
 
     # -- what is done to them --------------------------------------------------------------------
 
     async def _do(self, wanted: Wanted, order: Order, **fields: object) -> Outcome:
-        """Have the home do something; raises OSError (EIO) if it is lost."""
-        end = self._kept.find(wanted.handle)
-        if end is None or not self._homes.is_alive(Home(end.home, end.boot)):
-            raise OSError(errno.EIO, "the queue is gone with its node")
-        words = {
-            "number": wanted.number, "order": int(order), "end": end.end, "boot": end.boot,
-            "value": 0, "size": 0, "data": "", "nonblock": wanted.nonblock,
-            "until": [FOREVER, 0], **fields,
-        }  # fmt: skip
+        """Have the home do something, or who has taken its queues; raises OSError (EIO)."""
+        self._doing[wanted.number] = False
         try:
-            answer = await self._asking.ask(end.home, "queue-do", words, within_s=FOREVER_S)
-        except NodeLost as error:
-            raise OSError(errno.EIO, "the queue is gone with its node") from error
-        if wire.get_flag(answer, "lost"):
-            raise OSError(errno.EIO, "the queue is gone with its node")
-        self._remembered.add(wanted.number, end.home, {"number": wanted.number})
-        return Outcome(
-            wire.get_int(answer, "result", -4095, 2**31), wire.get_int(answer, "value", 0, MAX_END),
-            wire.get_bytes(answer, "data"),
-        )  # fmt: skip
+            return await self._do_somewhere(wanted, order, fields)
+        finally:
+            self._doing.pop(wanted.number, None)
+
+    async def _do_somewhere(
+        self, wanted: Wanted, order: Order, fields: dict[str, object]
+    ) -> Outcome:
+        end = self._kept.find(wanted.handle)
+        while end and (home := self._homes.follow(Home(end.home, end.boot))):
+            ends = self._doing[wanted.number]
+            words = {
+                "number": wanted.number, "order": int(order), "end": end.end, "boot": home.boot,
+                "value": 0, "size": 0, "data": "", "nonblock": wanted.nonblock or ends,
+                "until": [FOREVER, 0], **fields,
+            }  # fmt: skip
+            answer = await self._ask(home, "queue-do", words)
+            if answer is None:
+                await self._homes.wait_change()
+                continue
+            self._note_move(end, home)
+            self._remembered.add(wanted.number, home.node, {"number": wanted.number})
+            result = wire.get_int(answer, "result", -4095, 2**31)
+            if result == -errno.EBADF:
+                break
+            if result == -errno.EAGAIN and ends and not wanted.nonblock:
+                result = -errno.EINTR
+            value = wire.get_int(answer, "value", 0, MAX_END)
+            return Outcome(result, value, wire.get_bytes(answer, "data"))
+        raise OSError(errno.EIO, "the queue is gone with its node")
+
+    def _note_move(self, end: End, home: Home) -> None:
+        if (end.home, end.boot) != (home.node, home.boot) and end.serial in self._kept:
+            end.home, end.boot = home.node, home.boot
+            self._kept.save(end)
 
     async def control_queue(
         self, wanted: Wanted, command: int, length: int, body: bytes
@@ -250,8 +305,12 @@ class Ends:
         if wanted.number in self._opening:
             self._given_up.add(wanted.number)
         elif end := self._kept.find(wanted.handle):
-            with contextlib.suppress(SsiError):
-                await self._asking.ask(end.home, "queue-cancel", {"number": wanted.number})
+            if wanted.number in self._doing:
+                self._doing[wanted.number] = True
+            home = self._homes.follow(Home(end.home, end.boot))
+            if home and self._homes.is_alive(home):
+                with contextlib.suppress(SsiError):
+                    await self._asking.ask(home.node, "queue-cancel", {"number": wanted.number})
 
     async def settle(self, number: int) -> None:
         """Take it that the kernel has the answer to a request."""

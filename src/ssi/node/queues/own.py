@@ -14,7 +14,17 @@ from ssi.node.ics.ics import Ics
 from ssi.node.keeper import owner_of
 from ssi.node.process.caller import Caller
 from ssi.node.queues.homes import Homes
-from ssi.node.queues.keeper import FOREVER, MAX_TEXT, Flag, Order, QueueKeeper, Wish
+from ssi.node.queues.keeper import (
+    FOREVER,
+    LOST,
+    MAX_TEXT,
+    Flag,
+    Order,
+    Outcome,
+    QueueKeeper,
+    Wish,
+)
+from ssi.node.queues.shared import Shared
 from ssi.node.state.queues import check_name
 from ssi.node.state.state import State
 from ssi.node.state.view import View
@@ -28,9 +38,10 @@ BILLION = 10**9
 class Own:
     """All of this node."""
 
-    def __init__(self, homes: Homes, keeper: QueueKeeper, ics: Ics) -> None:
+    def __init__(self, homes: Homes, keeper: QueueKeeper, shared: Shared, ics: Ics) -> None:
         self._homes = homes
         self._keeper = keeper
+        self._shared = shared
         self._view = View()
         self._ready = asyncio.Event()
         ics.serve("queue-open", self._answer_open)
@@ -43,10 +54,14 @@ class Own:
     def hear_changes(self, now: State) -> None:
         """Close what the dead have open."""
         self._view = now.view
-        alive = {owner_of(now.view, node) for node in now.view.alive}
+        self.drop_dead()
+        self._ready.set()
+
+    def drop_dead(self) -> None:
+        """Close what the dead had open in queues that are made anew here, too."""
+        alive = {owner_of(self._view, node) for node in self._view.alive}
         for owner in self._keeper.owners - alive:
             self._keeper.drop(owner)
-        self._ready.set()
 
     async def _read(self, call: Call) -> tuple[int, int]:
         """Return who asks, and by which number."""
@@ -69,6 +84,7 @@ class Own:
             owner, number, Order.OPEN, value=flags & os.O_ACCMODE, caller=caller,
             data=unquote_to_bytes(name),
         )  # fmt: skip
+        await self._homes.share()
         outcome = await self._keeper.do(wish)
         if outcome.result == -errno.ENOENT:
             self._keeper.done(owner, number)
@@ -76,11 +92,13 @@ class Own:
                 # Somebody is to make it, or has removed it.
                 await self._homes.look(name)
                 return {"again": True}
+        if outcome is LOST:
+            return {"again": True}
         if outcome.result < 0:
             return {"again": False, "error": -outcome.result}
         about = wire.put_bytes(outcome.data)
         end = {"end": outcome.result, "about": about, "boot": self._homes.own.boot}
-        return {"again": False, "error": 0, **end}
+        return {"again": False, "error": 0, **end, **await self._attach(call, outcome)}
 
     async def _answer_unlink(self, call: Call) -> Message:
         owner, number = await self._read(call)
@@ -89,7 +107,9 @@ class Own:
         wish = Wish(owner, number, Order.UNLINK, caller=caller, data=unquote_to_bytes(name))
         outcome = await self._keeper.do(wish)
         await self._homes.look(name)
-        return {"result": outcome.result}
+        await self._shared.settle()
+        attached = await self._attach(call, outcome)
+        return {"lost": outcome is LOST, "result": outcome.result, **attached}
 
     # -- what is done to ends --------------------------------------------------------------------
 
@@ -110,9 +130,12 @@ class Own:
         )  # fmt: skip
         outcome = await self._keeper.do(wish)
         return {
-            "lost": False, "result": outcome.result, "value": outcome.value,
-            "data": wire.put_bytes(outcome.data),
+            "lost": outcome is LOST, "result": outcome.result, "value": outcome.value,
+            "data": wire.put_bytes(outcome.data), **await self._attach(call, outcome),
         }  # fmt: skip
+
+    async def _attach(self, call: Call, outcome: Outcome) -> Message:
+        return {"snapshot": await self._shared.attach(call.node, outcome.snapshot)}
 
     async def _answer_done(self, call: Call) -> Message:
         self._keeper.done(*await self._read(call))
@@ -124,7 +147,9 @@ class Own:
 
     async def _answer_close(self, call: Call) -> Message:
         await self._ready.wait()
-        if wire.get_text(call.body, "boot") == self._homes.own.boot:
-            owner = owner_of(self._view, call.node)
-            await self._keeper.close(owner, wire.get_int(call.body, "end", 1, MAX_WORD))
-        return {}
+        if wire.get_text(call.body, "boot") != self._homes.own.boot:
+            return {"lost": True}
+        owner = owner_of(self._view, call.node)
+        outcome = await self._keeper.close(owner, wire.get_int(call.body, "end", 1, MAX_WORD))
+        await self._shared.settle()
+        return {"lost": outcome is LOST, **await self._attach(call, outcome)}

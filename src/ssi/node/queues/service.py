@@ -15,9 +15,12 @@ from ssi.node.proc.mount import QUEUES, mount_queues, open_device
 from ssi.node.process.asking import Asking
 from ssi.node.process.device import Device
 from ssi.node.queues.ends import Ends
+from ssi.node.queues.heirs import Heirs
 from ssi.node.queues.homes import Homes
 from ssi.node.queues.keeper import QueueKeeper
 from ssi.node.queues.own import Own
+from ssi.node.queues.shared import Shared
+from ssi.node.queues.snapshots import Snapshots
 from ssi.node.queues.tree import Tree
 from ssi.node.state.state import State
 
@@ -37,8 +40,13 @@ class Queues:
         self._launcher = launcher
         self._keeper = QueueKeeper()
         self._homes = Homes(cluster)
-        self._ends = Ends(self._homes, asking)
-        self._own = Own(self._homes, self._keeper, ics)
+        snapshots = Snapshots()
+        self._shared = Shared(self._homes, self._keeper, snapshots, asking, ics)
+        self._own = Own(self._homes, self._keeper, self._shared, ics)
+        self._heirs = Heirs(
+            self._homes, self._keeper, self._own, self._shared, snapshots, asking, ics
+        )  # fmt: skip
+        self._ends = Ends(self._homes, self._shared, snapshots, asking)
         self._tree = Tree(self._homes, self._ends, asking, ics)
         device.serve_queues(self._ends)
 
@@ -57,6 +65,9 @@ class Queues:
     def _hear_changes(self, before: State, now: State) -> None:
         if before.view is not now.view:
             self._own.hear_changes(now)
+            self._shared.hear_changes()
+        if before.view is not now.view or before.queues is not now.queues:
+            self._heirs.hear_changes()
 
     async def _show(self) -> None:
         await self._launcher.wait_connected()

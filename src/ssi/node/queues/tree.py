@@ -81,6 +81,9 @@ class Tree:
         """Return what there is to say of a queue, and what is read of it; raises OSError."""
         try:
             async with asyncio.timeout(WITHIN_S):
+                while self._homes.is_moving(name):
+                    await self._homes.wait_change()
+                home = self._homes.find(name) or home
                 answer = await self._asking.ask(home.node, QUESTION, {"name": name})
         except (SsiError, TimeoutError) as error:
             raise OSError(errno.EIO, "no answer") from error
@@ -96,6 +99,11 @@ class Tree:
         )  # fmt: skip
         return attributes, text
 
+    @property
+    def _there(self) -> dict[str, Home]:
+        """Where all queues are, or were and will be somewhere else soon."""
+        return {**self._homes.list_moving(), **self._homes.list_all()}
+
     async def _answer_look(self, call: Call) -> Message:
         path = self._homes.path_of(check_name(wire.get_text(call.body, "name")))
         try:
@@ -108,14 +116,14 @@ class Tree:
         }  # fmt: skip
 
     def _find(self, number: int) -> tuple[str, Home]:
-        for name, home in self._homes.list_all().items():
+        for name, home in self._there.items():
             if _number_of(name, home) == number:
                 return name, home
         raise FileNotFoundError(errno.ENOENT, "the queue is gone")
 
     async def _look_up(self, request: Request) -> bytes:
         name = queue_name(os.fsencode(request.name))
-        home = self._homes.find(name)
+        home = self._there.get(name)
         if request.node != fuse.ROOT or home is None:
             raise FileNotFoundError(errno.ENOENT, request.name)
         attributes, _ = await self._look(name, home)
@@ -139,7 +147,7 @@ class Tree:
 
     async def _list(self, request: Request) -> bytes:
         _, offset, size = request.reading
-        names = [".", "..", *(_shown(name) for name in sorted(self._homes.list_all()))]
+        names = [".", "..", *(_shown(name) for name in sorted(self._there))]
         data = b""
         for place, name in enumerate(names[offset:], offset + 1):
             kind = FOLDER if place <= len((".", "..")) else stat.S_IFREG
