@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from support.clusters import Cluster, kill_daemon, stop_daemon, wait_until
+from support.clusters import Cluster, answers, kill_daemon, stop_daemon, wait_until
 
 # Somebody to send to: says which signals come, from whom, with which value.
 TARGET = """\
@@ -179,14 +178,6 @@ def test_a_call_waits_for_the_next_daemon(trio: Cluster, alices: Target) -> None
     kill_daemon(trio, 3)
     assert call(trio, 1, ALICE, "kill", alices.pid, 0)[0] == "None"
     assert call(trio, 1, BOB, "kill", alices.pid, 0)[0] == "EPERM"
-
-
-def answers(cluster: Cluster, node: int) -> bool:
-    """Tell whether the daemon of `node` runs a command within a few seconds."""
-    try:
-        return cluster.try_run(node, "true", within_s=3).status == 0
-    except subprocess.TimeoutExpired:
-        return False
 
 
 def is_call_held(cluster: Cluster, node: int) -> bool:

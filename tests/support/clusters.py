@@ -200,11 +200,24 @@ def kill_daemon(cluster: Cluster, node: int) -> None:
     )
 
 
-def stop_daemon(cluster: Cluster, node: int, for_s: int) -> subprocess.Popen[bytes]:
-    """Stop the daemon of `node` for so long; the command is heard of no sooner than that."""
-    script = f"{FIND_DAEMON} (sleep {for_s}; kill -CONT $daemon) & kill -STOP $daemon; wait"
+def stop_daemon(
+    cluster: Cluster, node: int, for_s: int, *, then: str = "CONT"
+) -> subprocess.Popen[bytes]:
+    """Stop the daemon of `node` for so long; the command is heard of no sooner than that.
+
+    `then` is what signal it gets.
+    """
+    script = f"{FIND_DAEMON} (sleep {for_s}; kill -{then} $daemon) & kill -STOP $daemon; wait"
     words = ["ssi", "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--"]
     return cluster.ssi.person.start([*words, "sh", "-c", script], stdin=subprocess.DEVNULL)
+
+
+def answers(cluster: Cluster, node: int) -> bool:
+    """Tell whether the daemon of `node` runs a command within a few seconds."""
+    try:
+        return cluster.try_run(node, "true", within_s=3).status == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def is_root() -> bool:
