@@ -16,6 +16,8 @@
  * - Before it waits for its page server's word, all that it has said is sent.
  * - Pages that are brought later (pager.c) a process of its own has, who does nothing else: CRIU itself
  *   goes on to the end of its dump.
+ * - It is loaded as libraries that CRIU has no use for here (src/ssi/host/build/compiled.py), as they and
+ *   theirs would take most of the time of its start.
  * - Since Linux 6.16 some options of sockets are refused where CRIU expects "off".
  */
 #define _GNU_SOURCE
@@ -69,6 +71,9 @@ enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16, TERMINAL_MASK = (1 << 12) -
 
 int open64(const char *path, int flags, ...);
 int openat64(int fd, const char *path, int flags, ...);
+
+/* The only thing of those libraries that CRIU looks for before it calls what it has no use for. */
+void (*gnutls_free)(void *);
 
 /* A function of the next library by this name. Of a type of its own: ISO C knows no other way. */
 static void find_next(const char *name, void *place)
@@ -342,26 +347,30 @@ static long change_roles(void)
 {
 	const pid_t self = getpid();
 	int told[2];
+	sigset_t child;
 	pid_t between;
 	int status = 0;
 	char byte = 0;
 
 	if (!make_placeholders() || pipe2(told, O_CLOEXEC))
 		return -1;
-	/* Without a signal at its end, of which the task would hear. */
-	between = (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, 0);
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	(void)sigprocmask(SIG_BLOCK, &child, NULL);
+	/* It does nothing but fork, in our memory: a copy of that takes milliseconds. Its signal is forgotten below. */
+	between = vfork(); // NOLINT
 	if (between < 0)
 		return -1;
 	if (between == 0) {
 		/* An orphan: it is nobody's child when the task goes on. */
 		const pid_t other = fork();
-		sigset_t child;
 
 		if (other)
 			_exit(other < 0);
 		is_criu = true;
-		sigemptyset(&child);
-		sigaddset(&child, SIGCHLD);
+		/* In a session of its own: as long as nobody has heard of its end, the process's number would be taken
+		 * here, be the process elsewhere by then. */
+		(void)next_setsid();
 		(void)sigprocmask(SIG_UNBLOCK, &child, NULL);
 		/* The task would wait for ever for a CRIU that has been killed. */
 		if (!tell_daemon(MOVE_CRIU, 0) || write(told[1], &byte, sizeof(byte)) < 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 LOG = "/run/ssi/daemons.log"
@@ -12,12 +13,16 @@ MAX_BEGUN = 2**34 - 1
 """Of what start_of() returns: five years."""
 
 
-def start_process(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Start `argv` in a session of its own, its output in LOG; return its PID.
+def start_process(
+    argv: Sequence[str], environment: Mapping[str, str] | None = None, *,
+    fds: Collection[int] = (), log_path: str = LOG,
+) -> int:  # fmt: skip
+    """Start `argv` in a session of its own, its output in a log; return its PID.
 
-    Light on purpose (no subprocess, no asyncio): corosync is started while these load.
+    It is given `fds` by their numbers. Light on purpose (no subprocess, no asyncio): corosync is
+    started while these load.
     """
-    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     try:
         return os.posix_spawnp(
             argv[0],
@@ -27,11 +32,19 @@ def start_process(argv: Sequence[str], environment: Mapping[str, str] | None = N
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
                 (os.POSIX_SPAWN_DUP2, log, 2),
+                # To itself: it is not closed by the exec.
+                *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds),
             ],
             setsid=True,
         )
     finally:
         os.close(log)
+
+
+def reap(pid: int) -> None:
+    """Have the kernel forget a process that has ended, if it is a child of this one."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def find_process(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shutil
@@ -224,7 +225,9 @@ class Arrivals:
             if lazy:
                 await transfer.alone(connection, transfer.receive_images, folder)
             else:
-                came = await transfer.alone(connection, transfer.receive_all, folder)
+                own = wire.get_int(call.body, "own", 0, 2**40)
+                receive = functools.partial(transfer.receive_all, expected=own)
+                came = await transfer.alone(connection, receive, folder)
                 logger.info("move %s: %d pages in %.4f s", folder.name, came.pages, came.seconds)
         except OSError as error:
             raise self._no_images(error) from error
@@ -389,6 +392,9 @@ class Arrivals:
             self._bodies.begin(body)
         arrival.goes_on.set_result(goes_on)
         await self._relays.begin(arrival.move, goes_on=goes_on)
+        if goes_on:
+            # Who wants the move need not wait for the rest.
+            self._tasks.spawn(self._tell_runs(arrival))
         faults.hit("arrival-ended", _criu_of(arrival))
         # The next daemon must know of it until CRIU has heard.
         if arrival.restorer:
@@ -406,6 +412,10 @@ class Arrivals:
         self._barrier.moves.pop(arrival.move, None)
         shutil.rmtree(arrival.folder, ignore_errors=True)
         arrival.over.set()
+
+    async def _tell_runs(self, arrival: Arrival) -> None:
+        with contextlib.suppress(NodeLost):
+            await self._asking.tell(arrival.source, "depart-runs", {"move": arrival.move})
 
     async def _end_helpers(self, move: str) -> None:
         """Have nobody left who worked for a process that will not run here; it has ended."""

@@ -64,6 +64,8 @@ class Departure:
     """What the answer is if the process leaves; None until that can be said."""
     goes_on: bool = False
     """It does, on its new node."""
+    runs: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """That node has said so."""
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     times: list[tuple[str, float]] = dataclasses.field(default_factory=list)
     """When it had come how far."""

@@ -21,7 +21,7 @@ from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics, Stream
-from ssi.node.migration import criu, faults, landing, rewrite, transfer
+from ssi.node.migration import criu, faults, landing, pagers, rewrite, transfer
 from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
 from ssi.node.migration.clocks import read_clocks
 from ssi.node.migration.criu import CannotMove
@@ -46,7 +46,7 @@ from ssi.node.process.family import Family
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.ghost import PROGRAM, Kind
 from ssi.node.process.jobcontrol import parent_of
-from ssi.node.processes import read_status, start_of
+from ssi.node.processes import read_status, reap, start_of
 from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_until
 
@@ -77,6 +77,8 @@ class Departures:
         self._barrier = barrier
         self._ics = ics
         self._moving: set[int] = set()
+        self._leaving: dict[int, Departure] = {}
+        """Those that go on elsewhere, by the process: there is something left to do here."""
         self._resumed: dict[int, Departure] = {}
         """Those that a daemon before this one has begun, by the process."""
         self._ready = asyncio.Event()
@@ -86,6 +88,7 @@ class Departures:
         self._pass_on = foreign.pass_on(self._answer_move)
         self._tasks = Tasks()
         ics.serve("depart-end", self._answer_depart_end)
+        ics.serve("depart-runs", self._hear_runs)
         ics.serve("move", self._answer_once)
 
     @property
@@ -148,6 +151,9 @@ class Departures:
             await resumed.ended.wait()
             if resumed.goes_on and resumed.target == target:
                 return
+        if leaving := self._leaving.get(pid):
+            # It has come back since.
+            await leaving.ended.wait()
         if pid in self._moving:
             raise CannotMove("it is being moved already", number=errno.EALREADY)
         self._moving.add(pid)
@@ -161,19 +167,41 @@ class Departures:
             return
         departure = await self._prepare(pid, target)
         departure.lazy = not whole and is_worth(pid)
+        moving = self._tasks.spawn(self._carry(departure))
+        await wait_first([asyncio.shield(moving), departure.runs.wait()])
+        if not moving.done():
+            # What else is to be done nobody has to wait for.
+            self._leaving[pid] = departure
+            return
+        await moving
+
+    async def _carry(self, departure: Departure) -> None:
+        """Move it; raises CannotMove, ProcessLookupError if it stays."""
+        pid, target = departure.pid, departure.target
         self._add(departure)
         logger.info("move %s: process %d to node%d", departure.move, pid, target)
+        # Meanwhile the other node makes ready for it.
+        looking = asyncio.ensure_future(self._look(departure))
+        looking.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with self._reach(departure) as (stream, connection):
                 departure.mark("reached")
+                await looking
                 await self._carry_out(departure, stream, connection)
             logger.info("move %s: seconds: %s", departure.move, departure.tell_times())
+        except SsiError:
+            # What keeps it says more than a node that cannot be reached.
+            await looking
+            raise
         finally:
+            looking.cancel()
             self._end(departure)
+            if self._leaving.get(pid) is departure:
+                del self._leaving[pid]
             await self._places.tell_move(pid)
 
     async def _prepare(self, pid: int, target: int) -> Departure:
-        """Return what is to be done if nothing keeps the process; raises CannotMove."""
+        """Return what is to be done unless something keeps the process; raises CannotMove."""
         if not self._asking.is_alive(target):
             raise CannotMove(f"node{target} is not up", number=errno.EHOSTDOWN)
         departure = Departure(pid, target, self._bodies.find(pid), begun=_begin_of(pid))
@@ -181,30 +209,34 @@ class Departures:
         await self._pagers.wait(pid)
         # A move that a daemon before this one has begun may just be given up.
         await wait_until(lambda: not find_tracer(pid), within_s=TRACED_S)
-        if found := await self._obstacles.find(pid):
-            raise CannotMove("; ".join(found), number=errno.EBUSY)
-        if departure.goes_home and read_status(pid).get("NoNewPrivs") == ["1"]:
-            # What becomes of the ghost begins as root's program.
-            raise CannotMove("it may get no new privileges, and so cannot come home")
         criu.check_installed()
         await criu.learn_kernel()
         departure.folder.mkdir(mode=0o700, parents=True)
-        departure.mark("looked at")
+        departure.mark("prepared")
         return departure
+
+    async def _look(self, departure: Departure) -> None:
+        """Look for what keeps the process; raises CannotMove, ProcessLookupError."""
+        if found := await self._obstacles.find(departure.pid):
+            raise CannotMove("; ".join(found), number=errno.EBUSY)
+        if departure.goes_home and read_status(departure.pid).get("NoNewPrivs") == ["1"]:
+            # What becomes of the ghost begins as root's program.
+            raise CannotMove("it may get no new privileges, and so cannot come home")
+        departure.mark("looked at")
 
     async def _carry_out(
         self, departure: Departure, stream: Stream, connection: socket.socket
     ) -> None:
         """Have it dumped, and restored on its new node; raises CannotMove."""
-        process = await criu.dump(
+        criu_pid = criu.dump(
             departure.move, departure.pid, departure.folder, connection, lazy=departure.lazy
         )
-        departure.holder = Holder(process.pid)
+        departure.holder = Holder(criu_pid)
         try:
-            faults.hit("departure-begun", process.pid)
+            faults.hit("departure-begun", criu_pid)
             await _wait_dumped(departure, stream)
             departure.mark("dumped")
-            faults.hit("departure-dumped", process.pid)
+            faults.hit("departure-dumped", criu_pid)
             await self._hand_over(departure, stream, connection)
             departure.mark("followed")
         finally:
@@ -215,7 +247,7 @@ class Departures:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             await departure.holder.wait_end()
-            await process.wait()
+            reap(criu_pid)
 
     def _add(self, departure: Departure) -> None:
         self._all[departure.move] = departure
@@ -235,6 +267,7 @@ class Departures:
         """Have its new node expect it: give a call to say the rest, and a connection for bytes."""
         words = {
             "move": departure.move, "pages": _count_pages(departure.pid), "lazy": departure.lazy,
+            "own": pagers.count_own(departure.pid),
         }  # fmt: skip
         async with self._ics.call(departure.target, "arrive", words) as stream:
             place = await stream.receive()
@@ -542,6 +575,14 @@ class Departures:
         if departure:
             await departure.ended.wait()
         return {"goes_on": bool(departure and departure.goes_on)}
+
+    async def _hear_runs(self, call: Call) -> Message:
+        """Take note that a process goes on where it has come to."""
+        departure = self._all.get(wire.get_text(call.body, "move"))
+        if departure and departure.goes_on:
+            await self._places.tell_move(departure.pid)
+            departure.runs.set()
+        return {}
 
     def _describe(self, departure: Departure) -> Message:
         fields = Path(f"/proc/{departure.pid}/stat").read_text().rpartition(")")[2].split()

@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ssi.common.wire import Message
@@ -141,16 +141,19 @@ class Files:
     async def list_left(self, pid: int, owner: Body) -> list[int]:
         """Return what others here than process `pid` have open of an owner's descriptors."""
         found = set()
-        for other in set(list_people()) - self._places.hidden - {pid}:
-            for fd, name in await asyncio.to_thread(list_open, other):
-                if name != PATH:
-                    continue
-                with contextlib.suppress(OSError):
-                    handle = await self._device.find_handle(other, fd)
-                    if Kind.of(handle) == Kind.FILE:
-                        body, theirs = self._places.bodies.of(handle)
-                        found |= {theirs} if body is owner else set()
+        others = set(list_people()) - self._places.hidden - {pid}
+        for other, fd in await asyncio.to_thread(_list_remote, others):
+            with contextlib.suppress(OSError):
+                handle = await self._device.find_handle(other, fd)
+                if Kind.of(handle) == Kind.FILE:
+                    body, theirs = self._places.bodies.of(handle)
+                    found |= {theirs} if body is owner else set()
         return sorted(found | self._relays.list_used(owner))
+
+
+def _list_remote(pids: Collection[int]) -> list[tuple[int, int]]:
+    """Return the descriptors of the remote device that processes have."""
+    return [(pid, fd) for pid in pids for fd, name in list_open(pid) if name == PATH]
 
 
 def _find_shared(pid: int, files: Mapping[int, tuple[int, FileType]]) -> set[int]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -19,9 +20,10 @@ from pathlib import Path
 from ssi.common import wire
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
+from ssi.node.migration.criu import ENTER
 from ssi.node.migration.holder import Holder, wait_first
 from ssi.node.migration.images import Image
-from ssi.node.processes import read_status, start_process
+from ssi.node.processes import read_status, reap, start_process
 from ssi.node.root import USERLAND
 from ssi.node.state.state import State
 from ssi.node.tasks import Tasks
@@ -59,6 +61,11 @@ def is_worth(pid: int) -> bool:
     return own >= LEAST and shared + swapped < LEAST
 
 
+def count_own(pid: int) -> int:
+    """Return how many pages in memory are a process's alone; raises ProcessLookupError."""
+    return int(read_status(pid).get("RssAnon", ["0"])[0]) * 1024 // mmap.PAGESIZE
+
+
 def find_missing(image: Path) -> list[tuple[int, int]]:
     """Return where pages are that follow later: addresses, and how many from there on."""
     return [
@@ -79,12 +86,6 @@ def _misses(pid: int) -> bool:
     with contextlib.suppress(OSError), Path(f"/proc/{pid}/smaps").open() as lines:
         return any(line.startswith("VmFlags") and _MISSES in line for line in lines)
     return False
-
-
-def _reap(pid: int) -> None:
-    # One that a daemon before this one has started is nobody's child.
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,14 +130,8 @@ class Pagers:
             listener.bind(os.fspath(folder / SOCKET))
             listener.listen()
             fds = [one.fileno() for one in (listener, connection, file)]
-            for fd in fds:
-                os.set_inheritable(fd, True)
-            argv = ["nsenter", f"--mount={USERLAND}", PROGRAM, *map(str, fds)]
-            try:
-                holder = Holder(start_process(argv))
-            finally:
-                for fd in fds:
-                    os.set_inheritable(fd, False)
+            argv = [ENTER, os.fspath(USERLAND), PROGRAM, *map(str, fds)]
+            holder = Holder(start_process(argv, fds=fds))
         pager = Pager(holder, source, pid, sum(count for _, count in ranges))
         (FOLDER / move).write_bytes(wire.encode(pager.dump()))
         logger.info("move %s: %d pages of process %d follow", move, pager.pages, pid)
@@ -148,7 +143,7 @@ class Pagers:
 
     async def _await_end(self, move: str, holder: Holder) -> None:
         await holder.ended.wait()
-        _reap(holder.pid)
+        reap(holder.pid)
         (FOLDER / move).unlink(missing_ok=True)
         del self._all[move]
 

@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import enum
 import mmap
+import os
+import select
 import socket
 import struct
 import time
@@ -27,11 +29,16 @@ _COMMAND_BITS, _TYPE_BITS = 16, 8
 _PRESENT = 4
 """The flag of pages that follow their head."""
 
-_TYPES = {1: "pagemap-", 2: "pagemap-shmem-"}
+_OF_PROCESS = 1
+_TYPES = {_OF_PROCESS: "pagemap-", 2: "pagemap-shmem-"}
 
 PIECE = 1024 * 1024
 """Bytes that are waited for at once. 256 KiB are a third slower, and so is a file that is mapped,
 so that they are copied once: each of its pages costs a call of the host."""
+
+
+STEP = 4 * 1024 * 1024
+"""Bytes for which memory is found at a time."""
 
 
 class _Command(enum.IntEnum):
@@ -47,6 +54,16 @@ class _Pages:
     def __init__(self, path: Path, buffer: bytearray) -> None:
         self._file = path.open("xb", buffering=0)
         self._buffer = buffer
+        self._made = 0
+
+    def make_room(self, connection: socket.socket, size: int) -> None:
+        """Have memory for so many bytes, as far as that is found before something comes."""
+        made, ready = 0, select.poll()
+        ready.register(connection, select.POLLIN)
+        while made < size and not ready.poll(0):
+            os.posix_fallocate(self._file.fileno(), made, STEP)
+            made += STEP
+        self._made = made
 
     def take(self, connection: socket.socket, size: int) -> None:
         """Have the next `size` bytes of a connection at the end."""
@@ -59,6 +76,8 @@ class _Pages:
                     written += self._file.write(view[written:])
 
     def close(self) -> None:
+        if self._made > self._file.tell():
+            self._file.truncate()
         self._file.close()
 
 
@@ -90,6 +109,10 @@ class _Memory:
             self._map.close()
             raise
 
+    def make_room(self, connection: socket.socket, size: int) -> None:
+        """Have memory for so many bytes of pages, as far as there is time."""
+        self._pages.make_room(connection, size)
+
     def add(self, connection: socket.socket, address: int, count: int, flags: int) -> None:
         self._map.write(_entry({1: address, 2: count, 4: flags}))
         if flags & _PRESENT:
@@ -108,8 +131,11 @@ class Received:
     seconds: float = 0.0
 
 
-def receive(connection: socket.socket, folder: Path) -> Received:
-    """Write what a dump sends into images; raises OSError, ProtocolError."""
+def receive(connection: socket.socket, folder: Path, expected: int = 0) -> Received:
+    """Write what a dump sends into images; raises OSError, ProtocolError.
+
+    As many pages as are expected have their memory before they come, as long as the dump reads.
+    """
     memory: _Memory | None = None
     numbers = pages = 0
     began = ended = time.monotonic()
@@ -131,6 +157,8 @@ def receive(connection: socket.socket, folder: Path) -> Received:
                 opened.callback(memory.close)
                 # There are no older images in which some of its pages might be.
                 connection.sendall(b"\0")
+                if kind == _OF_PROCESS:
+                    memory.make_room(connection, expected * _PAGE)
             elif command == _Command.ADD and memory:
                 memory.add(connection, address, count, flags)
                 pages += count if flags & _PRESENT else 0

@@ -30,6 +30,7 @@ from ssi.node.migration.belongings import Belongings
 from ssi.node.migration.clocks import read_clocks
 from ssi.node.migration.criu import CannotMove
 from ssi.node.migration.departures import find_tracer
+from ssi.node.migration.holder import Holder, wait_first
 from ssi.node.migration.losses import find_losses, is_terminal
 from ssi.node.migration.obstacles import Inquiry, Obstacles
 from ssi.node.migration.pagers import Pagers
@@ -37,7 +38,7 @@ from ssi.node.migration.saved import Saved
 from ssi.node.process.caller import MAX_PID, Caller, read_caller
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.places import Places
-from ssi.node.processes import read_status
+from ssi.node.processes import read_status, reap
 from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -236,9 +237,9 @@ class Saves:
         self._barrier.moves[save.move] = save.hear
         try:
             with await landing.connect(self._places.node, call.node, place) as connection:
-                process = await criu.dump(save.move, pid, save.folder, connection)
+                holder = Holder(criu.dump(save.move, pid, save.folder, connection))
                 try:
-                    await _wait_dumped(save, process)
+                    await _wait_dumped(save, holder)
                     about = await asyncio.to_thread(self._describe, save, caller)
                     if not wire.get_flag(call.body, "hold"):
                         save.release(Verdict.GO_ON)
@@ -248,7 +249,8 @@ class Saves:
                     await self._await_end(call, save)
                 finally:
                     save.release(Verdict.GO_ON)
-                    await process.wait()
+                    await holder.ended.wait()
+                    reap(holder.pid)
         except OSError as error:
             raise CannotMove(f"node{call.node} is out of reach: {error}") from error
         finally:
@@ -284,13 +286,7 @@ class Saves:
         )  # fmt: skip
 
 
-async def _wait_dumped(save: _Save, process: asyncio.subprocess.Process) -> None:
-    ended = asyncio.ensure_future(process.wait())
-    dumped = asyncio.ensure_future(save.dumped.wait())
-    try:
-        await asyncio.wait({ended, dumped}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        ended.cancel()
-        dumped.cancel()
+async def _wait_dumped(save: _Save, holder: Holder) -> None:
+    await wait_first([holder.ended.wait(), save.dumped.wait()])
     if not save.dumped.is_set():
         raise CannotMove(criu.read_errors(save.folder))

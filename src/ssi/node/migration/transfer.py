@@ -69,9 +69,9 @@ def _read(read: Callable[[int], bytes], size: int) -> bytes:
     return data
 
 
-def receive_all(connection: socket.socket, folder: Path) -> Received:
+def receive_all(connection: socket.socket, folder: Path, expected: int = 0) -> Received:
     """Write the pages and the other images that come into a folder; raises as these do."""
-    received = pages.receive(connection, folder)
+    received = pages.receive(connection, folder, expected)
     receive_images(connection, folder)
     return received
 
