@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ssi.host.paths import TOP
+from ssi.node.migration import criu
 from support.clusters import Cluster, Ssi, started
 from support.terminal import PASSWORD, Terminal, attached
 
@@ -95,6 +96,24 @@ def test_what_comes_along(trio: Cluster, ways: tuple[int, ...]) -> None:
         said = process.stdout.read().decode().splitlines()
         assert [line for line in said if not line.endswith(" ok")] == [f"on node{ways[-1]}"]
         assert len(said) > 15
+
+
+def test_there_and_home_at_once(trio: Cluster) -> None:
+    """What was CRIU there is not reaped yet, and must not keep the number of a session's leader."""
+    script = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!"
+    pid = trio.run(1, "sh", "-c", script).strip()
+    moves = " && ".join(f"migrate {node} {pid}" for node in (2, 1) * 4)
+    assert trio.run(1, "sh", "-c", f"{moves} && where_pid {pid}") == "1\n"
+    trio.run(2, "kill", pid)
+
+
+def test_criu_is_loaded_without_what_it_does_not_use(trio: Cluster) -> None:
+    listing = ("env", "LD_TRACE_LOADED_OBJECTS=1")
+    words = [f"{name}={value}" for name, value in criu.environment("x").items()]
+    assert "gnutls" in trio.run(1, *listing, criu.PROGRAM)
+    loaded = trio.run(1, *listing, *words, criu.PROGRAM)
+    assert "libprotobuf-c" in loaded
+    assert not [name for name in ("gnutls", "nettle", "nftables", "libnet.") if name in loaded]
 
 
 def test_who_may_get_no_privileges_does_not_come_home(trio: Cluster) -> None:

@@ -61,10 +61,13 @@ def head(
 # -- pages ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("expected", [0, 3, 8, 500])
 def test_pages_become_images(
-    tmp_path: Path, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch,
+    expected: int,
+) -> None:  # fmt: skip
     monkeypatch.setattr(pages, "PIECE", 2 * PAGE + 5)
+    monkeypatch.setattr(pages, "STEP", 3 * PAGE)
     ours, theirs = pair
     first, second, shared = os.urandom(PAGE), os.urandom(5 * PAGE), os.urandom(2 * PAGE)
 
@@ -81,7 +84,7 @@ def test_pages_become_images(
         assert theirs.recv(4) == bytes(4)
 
     with doing(send):
-        assert pages.receive(ours, tmp_path).pages == 8
+        assert pages.receive(ours, tmp_path, expected).pages == 8
     assert (tmp_path / "pages-1.img").read_bytes() == first + second
     assert (tmp_path / "pages-2.img").read_bytes() == shared
     start, *entries = Image(tmp_path / "pagemap-77.img").entries

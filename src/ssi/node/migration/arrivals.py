@@ -228,7 +228,10 @@ class Arrivals:
                 own = wire.get_int(call.body, "own", 0, 2**40)
                 receive = functools.partial(transfer.receive_all, expected=own)
                 came = await transfer.alone(connection, receive, folder)
-                logger.info("move %s: %d pages in %.4f s", folder.name, came.pages, came.seconds)
+                logger.info(
+                    "move %s: %d pages in %.4f s, the first after %.4f s",
+                    folder.name, came.pages, came.seconds, came.read,
+                )  # fmt: skip
         except OSError as error:
             raise self._no_images(error) from error
         wishes = await call.receive()

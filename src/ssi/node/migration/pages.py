@@ -129,6 +129,8 @@ class Received:
 
     pages: int = 0
     seconds: float = 0.0
+    read: float = 0.0
+    """How much of that until the first page: the dump reads what there is."""
 
 
 def receive(connection: socket.socket, folder: Path, expected: int = 0) -> Received:
@@ -138,7 +140,7 @@ def receive(connection: socket.socket, folder: Path, expected: int = 0) -> Recei
     """
     memory: _Memory | None = None
     numbers = pages = 0
-    began = ended = time.monotonic()
+    began = first = ended = time.monotonic()
     head, buffer = bytearray(_HEAD.size), bytearray(PIECE)
     with contextlib.ExitStack() as opened:
         while True:
@@ -160,6 +162,7 @@ def receive(connection: socket.socket, folder: Path, expected: int = 0) -> Recei
                 if kind == _OF_PROCESS:
                     memory.make_room(connection, expected * _PAGE)
             elif command == _Command.ADD and memory:
+                first = first if pages else time.monotonic()
                 memory.add(connection, address, count, flags)
                 pages += count if flags & _PRESENT else 0
                 ended = time.monotonic()
@@ -167,4 +170,4 @@ def receive(connection: socket.socket, folder: Path, expected: int = 0) -> Recei
                 raise ProtocolError(f"command {command} about pages")
     # That all is here, without an error.
     connection.sendall(_WORD.pack(0))
-    return Received(pages, ended - began)
+    return Received(pages, ended - began, first - began)
