@@ -32,6 +32,9 @@ VARIABLE, PLACE, LAZY = "SSI_MOVE", "SSI_PLACE", "SSI_LAZY"
 KNOWN = Path("/run/ssi/public/criu.kdat")
 """What CRIU has found out about this kernel: it would take a tenth of a second each time."""
 
+WHOLE = Path("/run/ssi/criu.whole")
+"""Is there if it cannot be loaded without the libraries that WITHOUT stands for."""
+
 _TOP, _TOP_OF_UML = 0x7FFFFFFFF000, 0x7F8000000000
 """Where a process's addresses end: CRIU knows one answer for all kernels of this machine."""
 
@@ -66,8 +69,9 @@ def environment(move: str) -> dict[str, str]:
     """Return CRIU's environment."""
     # 130: without hardware breakpoints, which UML has not.
     return {
-        VARIABLE: move, "LD_PRELOAD": PRELOADED, "LD_LIBRARY_PATH": WITHOUT, "CRIU_FAULT": "130",
+        VARIABLE: move, "LD_PRELOAD": PRELOADED, "CRIU_FAULT": "130",
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        **({} if WHOLE.exists() else {"LD_LIBRARY_PATH": WITHOUT}),
     }  # fmt: skip
 
 
@@ -104,6 +108,14 @@ async def learn_kernel() -> None:
         raise CannotMove(f"this kernel is not fit for CRIU: {lines[-1]}")
     if "User Mode Linux" in Path("/proc/cpuinfo").read_text():
         known = known.replace(struct.pack("<Q", _TOP), struct.pack("<Q", _TOP_OF_UML))
+    WHOLE.unlink(missing_ok=True)
+    short = await asyncio.create_subprocess_exec(
+        ENTER, os.fspath(USERLAND), PROGRAM, "--version", env=environment(""),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    if await short.wait():
+        # It was built to look for all that it might call before it begins.
+        WHOLE.touch()
     partial = KNOWN.with_suffix(".partial")
     partial.write_bytes(known)
     partial.rename(KNOWN)
