@@ -1,11 +1,12 @@
 /*
- * unixkeeper SOCKET ROOT: connections by named Unix sockets whose ends are on two nodes.
+ * unixkeeper SOCKET ROOT USERLAND: connections by named Unix sockets whose ends are on two nodes.
  *
  * On the node of the server this process connects to it for the client, on the client's it is what he is
  * connected to; between the two keepers a line, of TCP, carries the bytes. The daemons bring all that
  * together and may be killed then: what is connected goes on. Runs as root in the ramdisk's mount
  * namespace: the kernel asks nobody about what is connected from there, and each end is made as the
- * user and with the PID of who is at the other one.
+ * user and with the PID of who is at the other one. Files that are passed on are opened for those of
+ * the userland, whose namespace USERLAND is.
  */
 #define _GNU_SOURCE
 
@@ -25,12 +26,14 @@
 #include <sys/wait.h>
 
 #include "keeper.h"
+#include "unixfiles.h"
 #include "unixkeeper.h"
 
 #ifndef SO_PASSRIGHTS
 #define SO_PASSRIGHTS 83
 #endif
 #define SIOCUNIXPID (0x89E0 + 1)	/* image/kernel/patches/unix-elsewhere.patch */
+#define SIOCUNIXFILES (0x89E0 + 2)	/* image/kernel/patches/unix-files.patch */
 
 enum {
 	PIECE = 64 * 1024,		/* bytes of a stream that go at once */
@@ -41,6 +44,8 @@ enum {
 	MOST_DATA = sizeof(struct unix_file) + MOST_GROUPS * sizeof(uint32_t),
 	TICK_S = 5,
 	MOST_TICKS = 2,
+	MOST_HELD = 1024,		/* files of one link that the other side has not opened yet */
+	MOST_DESCRIPTORS = 256 * 1024,
 };
 
 enum state {
@@ -56,6 +61,11 @@ struct buffer {
 	size_t begin, end, room;
 };
 
+struct files {
+	int *fds;
+	size_t count, room;
+};
+
 struct link {
 	struct link *next;
 	uint32_t role, owner, type;
@@ -69,6 +79,10 @@ struct link {
 	unsigned int ticks;
 	struct buffer in, out;
 	size_t remaining;	/* bytes of a stream's frame that are still to come */
+	struct files held;	/* have been told of; the oldest first */
+	struct files come;	/* go with what comes next */
+	uint32_t opened;	/* of those that have come, and the other side does not know yet */
+	bool opens;		/* what is first in `in` is a file that is being opened, or is to be */
 	bool in_waits;		/* for room in the local socket */
 	bool in_broken;		/* nobody takes what comes */
 	bool local_ended;	/* nothing more is read from it */
@@ -82,7 +96,11 @@ struct packet {
 };
 
 static struct link *links;
-static int root_fd = -1, ticker = -1;
+static int root_fd = -1, ticker = -1, opener = -1;
+static pid_t opener_pid;
+static const char *userland;
+static bool opener_is_asked;
+static const struct link *opener_asker;	/* if it is still there */
 
 /* -- what the daemon hears -------------------------------------------------------------------- */
 
@@ -111,6 +129,36 @@ static void close_one(int *fd)
 	*fd = -1;
 }
 
+/* Closes the first ones. */
+static void close_files(struct files *files, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		close(files->fds[i]);
+	files->count -= count;
+	if (files->count)
+		memmove(files->fds, files->fds + count, files->count * sizeof(*files->fds));
+}
+
+/* They are its own from then on, or closed. */
+static bool add_files(struct files *files, const int *fds, size_t count)
+{
+	if (files->count + count > files->room) {
+		const size_t room = 2 * (files->count + count);
+		void *more = realloc(files->fds, room * sizeof(*fds));
+
+		if (!more) {
+			for (size_t i = 0; i < count; i++)
+				close(fds[i]);
+			return false;
+		}
+		files->fds = more;
+		files->room = room;
+	}
+	memcpy(files->fds + files->count, fds, count * sizeof(*fds));
+	files->count += count;
+	return true;
+}
+
 static void end(struct link *link)
 {
 	struct link **place = &links;
@@ -127,15 +175,26 @@ static void end(struct link *link)
 	close_one(&link->line);
 	close_one(&link->child_says);
 	close_one(&link->process);
+	close_files(&link->held, link->held.count);
+	close_files(&link->come, link->come.count);
+	free(link->held.fds);
+	free(link->come.fds);
+	if (opener_asker == link)
+		opener_asker = NULL;
 	free(link->in.data);
 	free(link->out.data);
 	free(link);
 }
 
+/* Of data in a frame. */
+static size_t most_of(uint32_t type)
+{
+	return type == SOCK_STREAM ? PIECE : MOST_MESSAGE;
+}
+
 static struct link *add_link(const struct unix_order *order)
 {
-	const size_t room = (order->type == SOCK_STREAM ? (size_t)PIECE : (size_t)MOST_MESSAGE) +
-		sizeof(struct unix_frame) + ROOM_FOR_ENDS;
+	const size_t room = most_of(order->type) + sizeof(struct unix_frame) + ROOM_FOR_ENDS;
 	struct link *link = calloc(1, sizeof(*link));
 
 	if (!link)
@@ -229,24 +288,106 @@ static bool is_clients(const struct link *link, struct msghdr *message)
 	return false;
 }
 
+/* A descriptor that does not arrive must not be missed silently: who reads hears the end instead. */
+static void give_up(struct link *link, const char *what, int error)
+{
+	(void)fprintf(stderr, "unixkeeper: a descriptor that was to be passed on: %s: %s\n", what, strerror(error));
+	begin_closing(link);
+}
+
+/* Puts what is told of files before `length` bytes of a message that are in `out` without their frame. */
+static bool tell_files(struct link *link, const int *fds, size_t count, size_t length)
+{
+	struct buffer *out = &link->out;
+	struct unix_frame frame = { .kind = UNIX_FILE };
+	const size_t most = sizeof(frame) + sizeof(struct unix_told), data = sizeof(frame) + length;
+	unsigned char *all = malloc(count * most + data + ROOM_FOR_ENDS);
+	size_t at = 0;
+
+	if (!all)
+		return false;
+	for (size_t i = 0; i < count; i++) {
+		struct unix_told told;
+
+		frame.length = (uint32_t)unix_describe(root_fd, fds[i], &told);
+		if (!frame.length) {
+			free(all);
+			return false;
+		}
+		memcpy(all + at, &frame, sizeof(frame));
+		memcpy(all + at + sizeof(frame), &told, frame.length);
+		at += sizeof(frame) + frame.length;
+	}
+	memcpy(all + at, out->data, data);
+	if (at + data + ROOM_FOR_ENDS <= out->room) {
+		memcpy(out->data, all, at + data);
+		free(all);
+	} else {
+		free(out->data);
+		*out = (struct buffer){ .data = all, .room = count * most + data + ROOM_FOR_ENDS };
+	}
+	out->end = at + data;
+	return true;
+}
+
+/* The descriptors that have come with a message; returns how many. */
+static size_t take_files(struct msghdr *message, int *fds)
+{
+	size_t count = 0;
+
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
+		const size_t here = (head->cmsg_len - CMSG_LEN(0)) / sizeof(*fds);
+
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS ||
+		    here > UNIX_MOST_FILES - count)
+			continue;
+		memcpy(fds + count, CMSG_DATA(head), here * sizeof(*fds));
+		count += here;
+	}
+	return count;
+}
+
+/* Puts a message into `out`, where its bytes are already. */
+static void put_message(struct link *link, struct msghdr *message, size_t length)
+{
+	const struct unix_frame frame = { .kind = UNIX_DATA, .length = (uint32_t)length };
+	struct buffer *out = &link->out;
+	int fds[UNIX_MOST_FILES];
+	const size_t count = take_files(message, fds);
+	const bool is_theirs = !is_clients(link, message), is_cut = message->msg_flags & MSG_CTRUNC;
+
+	if (is_theirs || is_cut) {
+		for (size_t i = 0; i < count; i++)
+			close(fds[i]);
+		if (!is_theirs)
+			give_up(link, "taken", EMFILE);
+		return;
+	}
+	memcpy(out->data, &frame, sizeof(frame));
+	if (!count)
+		out->end = sizeof(frame) + length;
+	else if (!add_files(&link->held, fds, count))
+		give_up(link, "held", ENOMEM);
+	else if (!tell_files(link, fds, count, length))
+		give_up(link, "described", EIO);
+}
+
 /* Takes what the local one has said, one piece at a time; returns whether there was something. */
 static bool fill_out(struct link *link)
 {
 	union {
 		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(struct ucred))];
+		char room[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(UNIX_MOST_FILES * sizeof(int))];
 	} control;
+	const size_t before = sizeof(struct unix_frame);
 	struct buffer *out = &link->out;
-	struct unix_frame frame = { .kind = UNIX_DATA };
-	struct iovec part = {
-		.iov_base = out->data + sizeof(frame), .iov_len = out->room - sizeof(frame) - ROOM_FOR_ENDS,
-	};
+	struct iovec part = { .iov_base = out->data + before, .iov_len = most_of(link->type) };
 	struct msghdr message = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
 	};
 	ssize_t got;
 
-	if (length_of(out) || link->local_ended)
+	if (length_of(out) || link->local_ended || link->held.count > MOST_HELD)
 		return false;
 	got = recvmsg(link->local, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (got < 0 && is_later()) {
@@ -254,17 +395,14 @@ static bool fill_out(struct link *link)
 			begin_closing(link);
 		return false;
 	}
-	if (got < 0 || (!got && (link->type == SOCK_STREAM ||
-				 (link->type == SOCK_SEQPACKET && has_events(link->local, POLLRDHUP))))) {
+	if (got < 0 || (!got && !message.msg_controllen &&
+			(link->type == SOCK_STREAM ||
+			 (link->type == SOCK_SEQPACKET && has_events(link->local, POLLRDHUP))))) {
 		link->local_ended = true;
 		put_frame(link, UNIX_WRITE_ENDED);
 		return true;
 	}
-	if (!is_clients(link, &message))
-		return true;
-	frame.length = (uint32_t)got;
-	memcpy(out->data, &frame, sizeof(frame));
-	out->end = sizeof(frame) + (size_t)got;
+	put_message(link, &message, (size_t)got);
 	return true;
 }
 
@@ -273,7 +411,7 @@ static bool fill_in(struct link *link)
 	struct buffer *in = &link->in;
 	ssize_t got;
 
-	if (link->in_waits || link->line_ended)
+	if (link->in_waits || link->opens || link->line_ended)
 		return false;
 	memmove(in->data, in->data + in->begin, length_of(in));
 	in->end -= in->begin;
@@ -288,31 +426,141 @@ static bool fill_in(struct link *link)
 	return true;
 }
 
+/* Sends `size` bytes, with the files that have come for them. */
+static ssize_t send_on(struct link *link, size_t size)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(UNIX_MOST_FILES * sizeof(int))];
+	} control = { 0 };
+	struct iovec part = { .iov_base = link->in.data + link->in.begin, .iov_len = size };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	const size_t length = link->come.count * sizeof(*link->come.fds);
+
+	if (length) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(length);
+		control.head.cmsg_level = SOL_SOCKET;
+		control.head.cmsg_type = SCM_RIGHTS;
+		control.head.cmsg_len = CMSG_LEN(length);
+		memcpy(CMSG_DATA(&control.head), link->come.fds, length);
+	}
+	return sendmsg(link->local, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 /* Gives `size` bytes to the local one; returns how many are done with. */
 static size_t give(struct link *link, size_t size)
 {
-	ssize_t sent;
+	const ssize_t sent = link->in_broken ? 0 : send_on(link, size);
+	const int error = sent < 0 ? errno : 0;
+	const bool had_files = link->come.count;
 
-	if (link->in_broken)
-		return size;
-	sent = send(link->local, link->in.data + link->in.begin, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-	if (sent >= 0)
-		return (size_t)sent;
-	if (is_later()) {
+	if (sent < 0 && is_later()) {
 		link->in_waits = true;
 		return 0;
 	}
-	if (link->type == SOCK_DGRAM && errno == EMSGSIZE)
+	close_files(&link->come, link->come.count);
+	if (link->in_broken || (link->type == SOCK_DGRAM && error == EMSGSIZE))
 		return size;
+	if (sent >= 0)
+		return (size_t)sent;
+	/* It takes no descriptors. */
+	if (error == EPERM && had_files) {
+		give_up(link, "given", error);
+		return size;
+	}
 	link->in_broken = true;
 	put_frame(link, UNIX_READ_ENDED);
 	return size;
 }
 
-/* Does what a whole frame without data says; returns false if the link is at an end. */
-static bool obey_frame(struct link *link, uint32_t kind)
+static void begin_opener(void)
 {
-	switch (kind) {
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return;
+	opener_pid = fork();
+	if (!opener_pid)
+		unix_be_opener(root_fd, pair[1], userland);
+	close(pair[1]);
+	opener = pair[0];
+	if (opener_pid < 0)
+		close_one(&opener);
+}
+
+static void end_opener(void)
+{
+	if (opener < 0)
+		return;
+	close_one(&opener);
+	(void)kill(opener_pid, SIGKILL);
+	(void)waitpid(opener_pid, NULL, 0);
+}
+
+/* Has the file opened that is told of first in `in`. */
+static bool send_to_opener(const struct link *link)
+{
+	const struct buffer *in = &link->in;
+	struct unix_frame frame;
+
+	memcpy(&frame, in->data + in->begin, sizeof(frame));
+	/* The one that there was may have been killed. */
+	for (int i = 0; i < 2; i++) {
+		if (opener < 0)
+			begin_opener();
+		if (opener >= 0 &&
+		    send(opener, in->data + in->begin + sizeof(frame), frame.length, MSG_NOSIGNAL) >= 0)
+			return true;
+		end_opener();
+	}
+	return false;
+}
+
+static void ask_opener(struct link *link)
+{
+	if (opener_is_asked)
+		return;
+	opener_is_asked = send_to_opener(link);
+	if (opener_is_asked) {
+		opener_asker = link;
+	} else {
+		link->opens = false;
+		give_up(link, "opened", EAGAIN);
+	}
+}
+
+/* Who was not asked for while it was asked. */
+static void ask_for_next(void)
+{
+	for (struct link *link = links; link && !opener_is_asked; link = link->next)
+		if (link->opens && link->state == CARRIED)
+			ask_opener(link);
+}
+
+/* Begins with a file, if all that is told of it has come; returns false if that makes no sense. */
+static bool begin_file(struct link *link, const struct unix_frame *frame)
+{
+	const size_t here = length_of(&link->in), before = sizeof(*frame);
+	struct unix_passed passed;
+
+	if (frame->length < sizeof(passed) || frame->length > sizeof(struct unix_told) ||
+	    link->come.count == UNIX_MOST_FILES)
+		return false;
+	if (here < before + frame->length)
+		return true;
+	memcpy(&passed, link->in.data + link->in.begin + before, sizeof(passed));
+	if (passed.file.words > sizeof(passed.file.handle) / sizeof(passed.file.handle[0]))
+		return false;
+	link->opens = true;
+	ask_opener(link);
+	return true;
+}
+
+/* Does what a whole frame without data says; returns false if the link is at an end. */
+static bool obey_frame(struct link *link, const struct unix_frame *frame)
+{
+	switch (frame->kind) {
 	case UNIX_WRITE_ENDED:
 		(void)shutdown(link->local, SHUT_WR);
 		return true;
@@ -320,9 +568,36 @@ static bool obey_frame(struct link *link, uint32_t kind)
 		(void)shutdown(link->local, SHUT_RD);
 		link->local_ended = true;
 		return true;
+	case UNIX_OPENED:
+		if (frame->length > link->held.count)
+			return false;
+		close_files(&link->held, frame->length);
+		return true;
 	default:
 		return false;
 	}
+}
+
+/* Goes on with the data of a frame; returns false if nothing can be done now. */
+static bool begin_data(struct link *link, const struct unix_frame *frame)
+{
+	struct buffer *in = &link->in;
+	const bool is_whole = length_of(in) >= sizeof(*frame) + frame->length;
+
+	/* What came with files arrives in one piece, as it was sent. */
+	if (!is_whole && (link->type != SOCK_STREAM || link->come.count))
+		return false;
+	in->begin += sizeof(*frame);
+	if (link->type == SOCK_STREAM) {
+		link->remaining = frame->length;
+		return true;
+	}
+	(void)give(link, frame->length);
+	if (link->in_waits)
+		in->begin -= sizeof(*frame);
+	else
+		in->begin += frame->length;
+	return true;
 }
 
 /* Does what has come; returns false if the link is at an end. */
@@ -332,7 +607,7 @@ static bool deliver(struct link *link)
 	struct unix_frame frame;
 
 	link->in_waits = false;
-	while (!link->in_waits) {
+	while (!link->in_waits && !link->opens && link->state == CARRIED) {
 		if (link->remaining) {
 			const size_t here = length_of(in), most = here < link->remaining ? here : link->remaining;
 			const size_t done = most ? give(link, most) : 0;
@@ -346,26 +621,36 @@ static bool deliver(struct link *link)
 		if (length_of(in) < sizeof(frame))
 			return true;
 		memcpy(&frame, in->data + in->begin, sizeof(frame));
-		if (frame.kind != UNIX_DATA) {
-			in->begin += sizeof(frame);
-			if (!obey_frame(link, frame.kind))
+		if (frame.kind == UNIX_FILE) {
+			if (!begin_file(link, &frame))
 				return false;
-		} else if (link->type == SOCK_STREAM) {
-			in->begin += sizeof(frame);
-			link->remaining = frame.length;
-		} else {
-			if (frame.length > in->room - sizeof(frame))
-				return false;
-			if (length_of(in) < sizeof(frame) + frame.length)
+			if (!link->opens)
 				return true;
+		} else if (frame.kind != UNIX_DATA) {
 			in->begin += sizeof(frame);
-			(void)give(link, frame.length);
-			if (link->in_waits)
-				in->begin -= sizeof(frame);
-			else
-				in->begin += frame.length;
+			if (!obey_frame(link, &frame))
+				return false;
+		} else {
+			if (frame.length > in->room - sizeof(frame) && (link->type != SOCK_STREAM || link->come.count))
+				return false;
+			if (!begin_data(link, &frame))
+				return true;
 		}
 	}
+	return true;
+}
+
+/* Tells which files the other side need not keep open any more, once there is room. */
+static bool tell_opened(struct link *link)
+{
+	const struct unix_frame frame = { .kind = UNIX_OPENED, .length = link->opened };
+	struct buffer *out = &link->out;
+
+	if (!link->opened || length_of(out))
+		return false;
+	memcpy(out->data, &frame, sizeof(frame));
+	out->end = sizeof(frame);
+	link->opened = 0;
 	return true;
 }
 
@@ -400,10 +685,14 @@ static void run(struct link *link)
 
 	for (int pass = 0; goes_on && pass < MOST_PASSES && link->state == CARRIED; pass++) {
 		goes_on = fill_in(link);
-		if (!deliver(link) || (link->line_ended && !link->in_waits)) {
+		if (!deliver(link) ||
+		    (link->state == CARRIED && link->line_ended && !link->in_waits && !link->opens)) {
 			end(link);
 			return;
 		}
+		if (link->state != CARRIED)
+			break;
+		goes_on |= tell_opened(link);
 		goes_on |= fill_out(link);
 		flush(link);
 		if (link->state == CARRIED && is_over(link))
@@ -463,7 +752,7 @@ static int take_groups(const struct unix_order *order, const unsigned char *grou
 	return setgroups(order->groups, room);
 }
 
-/* A descriptor cannot go along: who sends one is to hear that. */
+/* Most descriptors cannot go along: who sends one is to hear that. */
 static int make_socket(const struct unix_order *order)
 {
 	const int none = 0, fd = socket(AF_UNIX, (int)order->type | SOCK_CLOEXEC, 0);
@@ -471,24 +760,12 @@ static int make_socket(const struct unix_order *order)
 	if (fd < 0)
 		return -1;
 	(void)setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &none, sizeof(none));
+	(void)ioctl(fd, SIOCUNIXFILES, (long)root_fd);
 	set_pid(fd, order->pid);
 	return fd;
 }
 
 /* -- for clients of other nodes --------------------------------------------------------------- */
-
-static int open_file(const struct unix_file *file)
-{
-	union {
-		struct file_handle head;
-		unsigned char room[sizeof(struct file_handle) + sizeof(file->handle)];
-	} handle = { 0 };
-
-	handle.head.handle_bytes = file->words * (uint32_t)sizeof(file->handle[0]);
-	handle.head.handle_type = (int)file->type;
-	memcpy(handle.head.f_handle, file->handle, sizeof(file->handle));
-	return open_by_handle_at(root_fd, &handle.head, O_PATH | O_CLOEXEC);
-}
 
 static int connect_as(const struct unix_order *order, const unsigned char *data, int fd)
 {
@@ -497,7 +774,7 @@ static int connect_as(const struct unix_order *order, const unsigned char *data,
 	int found;
 
 	memcpy(&file, data, sizeof(file));
-	found = open_file(&file);
+	found = unix_open_handle(root_fd, &file, file.type, O_PATH | O_CLOEXEC);
 	if (found < 0)
 		return errno == ESTALE ? ECONNREFUSED : errno;
 	if (take_groups(order, data + sizeof(file)) || setresgid(order->gid, order->gid, order->gid) ||
@@ -801,7 +1078,7 @@ static void hear_daemon(void)
 static struct pollfd poll_local(const struct link *link)
 {
 	struct pollfd poller = { .fd = link->local };
-	const bool reads = !link->local_ended && !length_of(&link->out);
+	const bool reads = !link->local_ended && !length_of(&link->out) && link->held.count <= MOST_HELD;
 
 	if (link->state == CONNECTING)
 		return (struct pollfd){ .fd = link->child_says, .events = POLLIN };
@@ -822,7 +1099,7 @@ static struct pollfd poll_line(const struct link *link)
 
 	if (link->state != CARRIED && link->state != CLOSING)
 		return (struct pollfd){ .fd = -1 };
-	poller.events = (short)((length_of(&link->out) ? POLLOUT : 0) | (link->in_waits ? 0 : POLLIN));
+	poller.events = (short)((length_of(&link->out) ? POLLOUT : 0) | (link->in_waits || link->opens ? 0 : POLLIN));
 	if (!poller.events || link->line_ended)
 		poller.fd = -1;
 	return poller;
@@ -833,7 +1110,7 @@ static struct pollfd poll_process(const struct link *link)
 	return (struct pollfd){ .fd = link->state == CARRIED ? link->process : -1, .events = POLLIN };
 }
 
-enum { TICKER = KEEPER_OTHERS, LINKS, OF_EACH = 3 };
+enum { TICKER = KEEPER_OTHERS, OPENER, LINKS, OF_EACH = 3 };
 
 struct polled {
 	struct pollfd *pollers;
@@ -846,6 +1123,7 @@ static size_t list_polled(struct polled *polled)
 	size_t count = 0;
 
 	polled->pollers[TICKER] = (struct pollfd){ .fd = ticker, .events = POLLIN };
+	polled->pollers[OPENER] = (struct pollfd){ .fd = opener, .events = POLLIN };
 	for (const struct link *link = links; link; link = link->next, count++) {
 		struct pollfd *place;
 
@@ -864,6 +1142,50 @@ static size_t list_polled(struct polled *polled)
 		place[2] = poll_process(link);
 	}
 	return count;
+}
+
+/* Takes what has been opened; if the opener has died, what was asked for last is given up. */
+static void hear_opener(void)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control;
+	int error = ECHILD, fd = -1;
+	struct iovec part = { .iov_base = &error, .iov_len = sizeof(error) };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+	};
+	struct link *link = links;
+	const ssize_t got = recvmsg(opener, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+	/* It is another one, which has been begun meanwhile. */
+	if (got < 0 && is_later())
+		return;
+	if (got != sizeof(error))
+		end_opener();
+	else if (!error && take_files(&message, &fd) != 1)
+		error = EMFILE;
+	while (link && link != opener_asker)
+		link = link->next;
+	opener_is_asked = false;
+	opener_asker = NULL;
+	if (link && link->state == CARRIED) {
+		struct unix_frame frame;
+
+		link->opens = false;
+		memcpy(&frame, link->in.data + link->in.begin, sizeof(frame));
+		link->in.begin += sizeof(frame) + frame.length;
+		link->opened++;
+		if (error)
+			give_up(link, "opened", error);
+		else if (!add_files(&link->come, &fd, 1))
+			give_up(link, "opened", ENOMEM);
+		run(link);
+	} else if (fd >= 0) {
+		close(fd);
+	}
+	ask_for_next();
 }
 
 static void attend(struct link *link)
@@ -890,6 +1212,8 @@ static void step(struct polled *polled)
 		if (place[0].revents || place[1].revents || place[2].revents)
 			attend(link);
 	}
+	if (pollers[OPENER].revents)
+		hear_opener();
 	if (pollers[TICKER].revents)
 		look_after_awaited();
 	if (pollers[KEEPER_DAEMON].revents)
@@ -900,10 +1224,11 @@ static void step(struct polled *polled)
 
 int main(int argc, char **argv)
 {
+	const struct rlimit limit = { .rlim_cur = MOST_DESCRIPTORS, .rlim_max = MOST_DESCRIPTORS };
 	struct polled polled = { .room = 256 };
 
-	if (argc != 3) {
-		(void)fprintf(stderr, "usage: unixkeeper SOCKET ROOT\n");
+	if (argc != 4) {
+		(void)fprintf(stderr, "usage: unixkeeper SOCKET ROOT USERLAND\n");
 		return 2;
 	}
 	root_fd = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -915,6 +1240,8 @@ int main(int argc, char **argv)
 	}
 	if (!keeper_begin("unixkeeper", argv[1]))
 		return 1;
+	userland = argv[3];
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
 	for (;;)
 		step(&polled);
 }

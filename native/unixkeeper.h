@@ -67,10 +67,22 @@ enum unix_frame_kind {
 	UNIX_WRITE_ENDED = 2,	/* nothing more comes */
 	UNIX_READ_ENDED = 3,	/* nothing more is taken */
 	UNIX_CLOSED = 4,	/* both; the last one. A line that ends without it has lost its node */
+	UNIX_FILE = 5,		/* struct unix_passed and the path on the root that it has, if any: goes with
+				 * the data that come next */
+	UNIX_OPENED = 6,	/* so many of these: until then who sent them keeps them open */
 };
 
 struct unix_frame {
-	uint32_t kind, length;
+	uint32_t kind, length;	/* the length of what follows; of OPENED a number */
+} __attribute__((packed));
+
+/* An open file that is passed on: one of the root, or a device that is alike everywhere. */
+struct unix_passed {
+	uint32_t device;	/* the minor number of /dev/null and the like; 0 for a file of the root */
+	uint32_t flags;		/* of open() */
+	int64_t offset;
+	uint32_t in_memory;	/* it is in /dev/shm */
+	struct unix_file file;
 } __attribute__((packed));
 
 #endif

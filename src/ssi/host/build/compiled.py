@@ -111,6 +111,7 @@ INCLUDED = (
     "queuekeeper.h",
     "relay.h",
     "unixkeeper.h",
+    "unixfiles.h",
     "libssi/libssi.map",
     "criu/become.h",
     "criu/move.h",

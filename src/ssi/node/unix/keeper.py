@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ssi.node.keeper import Keeper
 from ssi.node.peer import Peer
-from ssi.node.root import SYSROOT
+from ssi.node.root import SYSROOT, USERLAND
 
 PROGRAM = SYSROOT / "usr/lib/ssi/unixkeeper"
 SOCKET = Path("/run/ssi/unix.sock")
@@ -101,7 +101,7 @@ class UnixKeeper:
 
     def __init__(self) -> None:
         room = _REPORT.size + _PEER.size + MOST_GROUPS * _NUMBER.size
-        self._keeper = Keeper(PROGRAM, SOCKET, str(SYSROOT), room=room)
+        self._keeper = Keeper(PROGRAM, SOCKET, str(SYSROOT), str(USERLAND), room=room)
         self._keeper.on_packet = self._hear
         self._keeper.on_lost = self._lose
         self._waiting: dict[Key, asyncio.Future[tuple[int, bytes]]] = {}
