@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import itertools
+import os
 import select
 import socket
 from collections.abc import Iterator
@@ -73,7 +75,7 @@ def join(server: Actor, client: Actor, path: str, kind: str = "stream") -> tuple
 def test_as_on_one_machine(pair: tuple[Actor, Actor]) -> None:
     for check in (
         check_bytes_both_ways, check_who_closes_is_heard, check_nobody_reads, check_a_slow_reader,
-        check_messages, check_descriptors, check_datagrams,
+        check_messages, check_descriptors, check_descriptors_of_messages, check_datagrams,
     ):  # fmt: skip
         check(*pair, f"/root/socket{next(_numbers)}")
 
@@ -153,6 +155,47 @@ def check_messages(server: Actor, client: Actor, path: str) -> None:
     client.do("close", there)
     assert server.do("read", here, 100) == ""
     server.do("close", here)
+
+
+def test_who_may_not_open_it_has_it(own: Cluster, path: str) -> None:
+    own.run(3, "chmod", "755", "/root")
+    with acting(own, 1, 2) as [server, client]:
+        listening = server.do("bind", path)
+        client.do("become", 1000, 1001, [])
+        there = client.do("connect", path)
+        here = server.do("accept", listening)
+        file = server.do("open", f"{path}.file", os.O_RDWR | os.O_CREAT, 0o600)
+        server.do("write", file, "for you")
+        server.do("send_fds", here, "x", [file])
+        assert refuses(errno.EACCES, client, "open", f"{path}.file", os.O_RDONLY)
+        _, [fd], _ = client.do("receive", there, 100, 8)
+        assert client.do("pread", fd, 100, 0) == "for you"
+        client.do("write", fd, "back")
+        assert server.do("pread", file, 100, 0) == "for youback"
+
+
+def test_what_cannot_be_passed_on_is_missed_by_all(own: Cluster, path: str) -> None:
+    """Its connection ends, and no other one; nor does what opens files if that is killed."""
+    with acting(own, 1, 2) as [server, client]:
+        file = server.do("open", "/etc/passwd", os.O_RDONLY)
+        here, there = join(server, client, path)
+        other, far = join(server, client, f"{path}.other")
+        client.do("takes_fds", there, 0)
+        server.do("write", here, "before")
+        server.do("send_fds", here, "x", [file])
+        assert client.do("receive", there, 100, 8) == ["before", [], False]
+        assert client.do("receive", there, 100, 8) == ["", [], False]
+        wait_until(lambda: is_broken(server, here), "the sender hears it")
+        kill_opener(own, 2)
+        server.do("send_fds", other, "x", [file])
+        _, [come], _ = client.do("receive", far, 100, 8)
+        assert client.do("read", come, 5) == "root:"
+
+
+def kill_opener(cluster: Cluster, node: int) -> None:
+    """Kill who opens files that have been passed on to a node."""
+    words = ["exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c"]
+    cluster.ssi(*words, "kill -9 $(pidof unixopener)")
 
 
 @pytest.mark.parametrize("nodes", PAIRS, ids=str)
@@ -250,16 +293,134 @@ def test_a_full_backlog(own: Cluster, apart: tuple[Actor, Actor], path: str) -> 
 
 def check_descriptors(server: Actor, client: Actor, path: str) -> None:
     here, there = join(server, client, path)
-    for actor, fd in ((server, here), (client, there)):
-        if server.node == client.node:
-            actor.do("send_fd", fd, 0)
-        else:
-            assert refuses(errno.EPERM, actor, "send_fd", fd, 0)
-            actor.do("write", fd, "x")
-    assert server.do("read", here, 1) == "x"
-    assert client.do("read", there, 1) == "x"
-    server.do("close", here)
+    sides = (server, here), (client, there)
+    for (giver, by), (taker, to) in (sides, sides[::-1]):
+        check_what_arrives(giver, by, taker, to)
+        check_where_in_the_stream(giver, by, taker, to)
+        check_without_a_name(giver, by, taker, to)
+        if server.node != client.node:
+            check_what_is_refused(giver, by, taker, to)
+        giver.do("unlink", FILE)
     client.do("close", there)
+    assert server.do("receive", here, 100, 8) == ["", [], False]
+    server.do("close", here)
+
+
+FILE = "/root/passed"
+
+
+def check_what_arrives(giver: Actor, by: int, taker: Actor, to: int) -> None:
+    file = giver.do("open", FILE, os.O_RDWR | os.O_CREAT)
+    giver.do("write", file, "0123456789")
+    giver.do("lseek", file, 4, os.SEEK_SET)
+    given = [
+        file, giver.do("open", FILE, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK),
+        giver.do("open", FILE, os.O_PATH), giver.do("open", "/root", os.O_RDONLY | os.O_DIRECTORY),
+        giver.do("open", "/dev/zero", os.O_RDONLY),
+        giver.do("open", "/dev/shm/passed", os.O_RDWR | os.O_CREAT),
+    ]  # fmt: skip
+    giver.do("send_fds", by, "all", given)
+    text, taken, _ = taker.do("receive", to, 100, 8)
+    assert text == "all"
+    for old, new in zip(given, taken, strict=True):
+        assert taker.do("flags", new) == giver.do("flags", old)
+        assert taker.do("status", new)[0] == giver.do("status", old)[0]
+        assert taker.do("where", new) == giver.do("where", old)
+        if old != given[4]:
+            assert taker.do("status", new)[1] == giver.do("status", old)[1]
+    assert taker.do("read", taken[0], 3) == "456"
+    taker.do("write", taken[1], "more")
+    assert giver.do("pread", file, 100, 0) == "0123456789more"
+    assert "passed" in taker.do("listdir", taken[3])
+    assert taker.do("read", taken[4], 2) == "\0\0"
+    for actor, fds in ((giver, given[1:]), (taker, taken)):
+        for fd in fds:
+            actor.do("close", fd)
+    # As many as may go at once; some for which there is no room.
+    for most in (253, 1):
+        giver.do("send_fds", by, "x", [file] * 253)
+        text, taken, is_cut = taker.do("receive", to, 100, most)
+        assert (text, is_cut) == ("x", most == 1)
+        # The room that there is for one is for two.
+        assert len(taken) == most or most == 1
+        for fd in taken:
+            taker.do("close", fd)
+    assert refuses(errno.EINVAL, giver, "send_fds", by, "x", [file] * 254)
+    giver.do("close", file)
+
+
+def check_where_in_the_stream(giver: Actor, by: int, taker: Actor, to: int) -> None:
+    """They come with the first byte of their message, and no others with it."""
+    file = giver.do("open", FILE, os.O_RDONLY)
+    giver.do("write", by, "before")
+    giver.do("send_fds", by, "first", [file])
+    giver.do("send_fds", by, "second", [file, file])
+    giver.do("write", by, "behind")
+    assert taker.do("receive", to, 6, 8) == ["before", [], False]
+    counts = []
+    for size, word in ((100, "first"), (1, "s"), (5, "econd")):
+        text, fds, _ = taker.do("receive", to, size, 8)
+        assert text == word
+        counts.append(len(fds))
+        for fd in fds:
+            taker.do("close", fd)
+    assert counts == [1, 2, 0]
+    assert taker.do("receive", to, 100, 8) == ["behind", [], False]
+    taking = taker.begin("drain", to, 0, 1200)
+    giver.do("pour", by, file, 1200)
+    assert taking.result() == 1200
+    giver.do("close", file)
+
+
+def check_without_a_name(giver: Actor, by: int, taker: Actor, to: int) -> None:
+    """It lives for as long as somebody has it, and be it nobody but the socket."""
+    file = giver.do("open", f"{FILE}.gone", os.O_RDWR | os.O_CREAT)
+    giver.do("write", file, "still there")
+    giver.do("unlink", f"{FILE}.gone")
+    giver.do("give_away", by, "x", [file])
+    _, [fd], _ = taker.do("receive", to, 100, 8)
+    assert taker.do("status", fd)[2] == 0
+    taker.do("write", fd, " and more")
+    assert taker.do("pread", fd, 100, 0) == "still there and more"
+    taker.do("close", fd)
+
+
+def check_what_is_refused(giver: Actor, by: int, taker: Actor, to: int) -> None:
+    """The sender hears it, and nothing has been sent."""
+    file = giver.do("open", FILE, os.O_RDONLY)
+    for others in ([0], [file, by], [file, giver.do("open", "/dev/tty", os.O_PATH)]):
+        assert refuses(errno.EPERM, giver, "send_fds", by, "x", others)
+    giver.do("flock", file, fcntl.LOCK_SH)
+    assert refuses(errno.EPERM, giver, "send_fds", by, "x", [file])
+    giver.do("flock", file, fcntl.LOCK_UN)
+    giver.do("send_fds", by, "y", [file])
+    text, [fd], _ = taker.do("receive", to, 100, 8)
+    assert text == "y"
+    taker.do("close", fd)
+    giver.do("close", file)
+
+
+def check_descriptors_of_messages(server: Actor, client: Actor, path: str) -> None:
+    here, there = join(server, client, path, "packet")
+    grams = server.do("bind", f"{path}.grams", "dgram")
+    file = client.do("open", FILE, os.O_RDWR | os.O_CREAT)
+    long = "x" * 50000
+    client.do("write", there, "before")
+    client.do("send_fds", there, "", [file])
+    client.do("send_fds", there, long, [file, file])
+    assert server.do("receive", here, 100, 8) == ["before", [], False]
+    for word, count in (("", 1), (long, 2)):
+        text, fds, _ = server.do("receive", here, 60000, 8)
+        assert (text, len(fds)) == (word, count)
+    client.do("send_fds_to", f"{path}.grams", "a datagram", [file])
+    text, [come], _ = server.do("receive", grams, 100, 8)
+    assert text == "a datagram"
+    client.do("write", file, "seen")
+    assert server.do("pread", come, 100, 0) == "seen"
+    client.do("unlink", FILE)
+    for actor, fds in ((server, (here, grams)), (client, (there, file))):
+        for fd in fds:
+            actor.do("close", fd)
 
 
 def check_datagrams(server: Actor, client: Actor, path: str) -> None:
@@ -303,7 +464,13 @@ def test_the_servers_node_dies(trio: Cluster, path: str) -> None:
         client.do("write", gram, "x")
         assert server.do("read", grams, 100) == "x"
         server.do("accept", packets)
-        server.do("write", here, "the last words")
+        nameless = server.do("open", f"{path}.gone", os.O_RDWR | os.O_CREAT)
+        server.do("write", nameless, "without a name")
+        server.do("unlink", f"{path}.gone")
+        server.do("send_fds", here, "x", [nameless])
+        _, [gone], _ = client.do("receive", there, 100, 8)
+        file = server.do("open", "/etc/passwd", os.O_RDONLY)
+        server.do("send_fds", here, "the last words", [file])
         client.do("poll", there, select.POLLIN, 60000)
         client.do("connect", path)
         waiting = client.begin("connect", path)
@@ -311,7 +478,11 @@ def test_the_servers_node_dies(trio: Cluster, path: str) -> None:
         reading = client.begin("read", other, 100)
         reading.wait_blocked()
         trio.crash(3)
-        assert client.do("read_all", there) == "the last words"
+        text, [file], _ = client.do("receive", there, 100, 8)
+        assert text == "the last words"
+        assert client.do("read_all", file).startswith("root:")
+        assert client.do("pread", gone, 100, 0) == "without a name"
+        assert client.do("read_all", there) == ""
         assert reading.result() == ""
         assert fails(waiting) == errno.ECONNREFUSED
         wait_until(functools.partial(is_deaf, client, gram), "the client hears it")
@@ -339,9 +510,14 @@ def test_the_clients_node_dies(trio: Cluster, path: str) -> None:
         client.do("write", there, "the last words")
         server.do("poll", here, select.POLLIN, 60000)
         reading = server.begin("read_all", here)
+        files, far = join(server, client, f"{path}.files")
+        client.begin("pour", far, client.do("open", "/etc/passwd", os.O_RDONLY), 10**6)
+        server.do("drain", files, 0, 500)
         trio.crash(3)
         assert reading.result() == "the last words"
         wait_until(lambda: is_broken(server, here), "the server hears it")
+        # What has arrived has its descriptor.
+        assert 500 <= server.do("drain", files, 500, 10**6) < 10**6
         # Of those that had not been accepted one was connected; the other one is not left behind.
         accepted = server.do("accept", listening)
         assert server.do("read_all", accepted) == ""
@@ -353,7 +529,7 @@ def test_the_clients_node_dies(trio: Cluster, path: str) -> None:
 
 def children(cluster: Cluster, node: int) -> str:
     """Return the processes that wait in the keeper's stead."""
-    script = "pgrep -P $(pidof unixkeeper) || true"
+    script = "pgrep -x -P $(pgrep -o -x unixkeeper) unixkeeper || true"
     words = ["exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script]
     return cluster.ssi(*words)
 
@@ -377,6 +553,9 @@ def test_daemons_are_killed(trio: Cluster, path: str, victims: tuple[int, ...]) 
         assert reading.result() == "question"
         server.do("write", here, "answer")
         assert client.do("read", there, 100) == "answer"
+        server.do("send_fds", here, "x", [server.do("open", "/etc/passwd", os.O_RDONLY)])
+        _, [file], _ = client.do("receive", there, 100, 8)
+        assert client.do("read", file, 5) == "root:"
         # At once, when there is no daemon yet.
         second = client.begin("connect", path)
         accepted = server.do("accept", listening)

@@ -134,13 +134,51 @@ def send_to(path, text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
         one.sendto(text.encode(), path)
 
+def send_fds(fd, text, given):
+    return at(fd, lambda one: socket.send_fds(one, [text.encode()], given))
+
+def send_fds_to(path, text, given):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.connect(path)
+        socket.send_fds(one, [text.encode()], given)
+
+def receive(fd, size, most):
+    data, fds, flags, _ = at(fd, lambda one: socket.recv_fds(one, size, most))
+    return [data.decode(), fds, bool(flags & socket.MSG_CTRUNC)]
+
+def give_away(fd, text, given):
+    send_fds(fd, text, given)
+    for one in given:
+        os.close(one)
+
+def pour(fd, given, times):
+    for number in range(times):
+        write(fd, ".")
+        send_fds(fd, f"{number:8}", [given])
+
+# Returns which number did not come any more.
+def drain(fd, first, end):
+    for number in range(first, end):
+        before, none, _ = receive(fd, 1, 2)
+        text, fds, _ = receive(fd, 100, 2)
+        if not text:
+            return number
+        assert before == "." and not none, [number, before, none]
+        assert int(text) == number and len(fds) == 1, [number, text, fds]
+        os.close(fds[0])
+    return end
+
 SOCKETS = {
+    "send_fds": send_fds, "give_away": give_away, "send_fds_to": send_fds_to, "receive": receive,
+    "pour": pour, "drain": drain, "listdir": os.listdir,
+    "flags": lambda fd: fcntl.fcntl(fd, fcntl.F_GETFL), "flock": fcntl.flock,
+    "status": lambda fd: [(status := os.fstat(fd)).st_mode, status.st_ino, status.st_nlink],
     "bind": bind, "connect": connect, "accept": accept, "become": become, "send_to": send_to,
+    "takes_fds": lambda fd, on: at(fd, lambda one: one.setsockopt(socket.SOL_SOCKET, 83, on)),
     "credentials": lambda fd: get_words(fd, socket.SO_PEERCRED),
     "groups": lambda fd: get_words(fd, 59),
     "names": lambda fd: at(fd, lambda one: [one.getsockname(), one.getpeername()]),
     "shutdown": lambda fd, how: at(fd, lambda one: one.shutdown(how)),
-    "send_fd": lambda fd, given: at(fd, lambda one: socket.send_fds(one, [b"x"], [given])),
     "chmod": os.chmod,
 }
 
