@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 WishT = TypeVar("WishT")
 AnswerT = TypeVar("AnswerT")
 
-CONNECT_S = 10.0
+CONNECT_S = 60.0
 AGAIN_S = 0.5
 
 

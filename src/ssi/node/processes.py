@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 LOG = "/run/ssi/daemons.log"
+ON_ROOT = "/sysroot/"
 
 MAX_BEGUN = 2**34 - 1
 """Of what start_of() returns: five years."""
@@ -22,6 +23,10 @@ def start_process(
     It is given `fds` by their numbers. Light on purpose (no subprocess, no asyncio): corosync is
     started while these load.
     """
+    # It returns when the program has been read, and the root may stand still until this daemon has
+    # had a dead node fenced: what is on the root is begun by a program of the ramdisk.
+    if argv[0].startswith(ON_ROOT):
+        argv = ["busybox", "env", *argv]
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     try:
         return os.posix_spawnp(
