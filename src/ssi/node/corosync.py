@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 from pathlib import Path
 
 from ssi.common.addresses import MULTICAST, NETWORK, node_address, node_name
@@ -64,7 +66,31 @@ nodelist {{
 """
 
 
-def start_corosync(settings: Settings) -> int:
+class Corosync:
+    """The process, which is started unless it runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pid = _start(settings)
+        self._fd = os.pidfd_open(self._pid)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when it has ended."""
+        return self._fd
+
+    def restart(self) -> bool:
+        """Start another if it has ended; return whether it had."""
+        if not select.select([self._fd], [], [], 0)[0]:
+            return False
+        os.close(self._fd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, os.WNOHANG)
+        self._pid = _start(self._settings)
+        self._fd = os.pidfd_open(self._pid)
+        return True
+
+
+def _start(settings: Settings) -> int:
     """Start corosync unless it runs; return its PID.
 
     Without CAP_IPC_LOCK its mlockall fails, which it only logs: nothing of the ramdisk can be paged

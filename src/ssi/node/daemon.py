@@ -23,6 +23,7 @@ from ssi.node.cluster import Cluster
 from ssi.node.command import forget_orphans
 from ssi.node.commands import Commands
 from ssi.node.console import Console
+from ssi.node.corosync import Corosync
 from ssi.node.facts import Facts
 from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
@@ -56,7 +57,7 @@ def die() -> None:
     power_off()
 
 
-async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
+async def run(settings: Settings, log: NodeLog, corosync: Corosync, *, restarted: bool) -> None:
     """Run the node of `settings` until it is switched off."""
     host = HostLine(await open_line(settings.line))
     boot_id = BOOT_ID.read_text().strip()
@@ -65,7 +66,7 @@ async def run(settings: Settings, log: NodeLog, *, restarted: bool) -> None:
     log.open([HostLog(host), rootlog])
     async with asyncio.TaskGroup() as group:
         group.create_task(daemonlogs.follow(log, at_end=restarted))
-        members = Members(settings.node, host)
+        members = Members(settings.node, host, corosync)
         members.on_gone = die
         cluster = Cluster(settings.node, boot_id, members, host)
         boot = Boot(settings, host, members, cluster, group, restarted=restarted)

@@ -22,6 +22,7 @@ from pathlib import Path
 from ssi.common import frames
 from ssi.common.errors import ProtocolError, SsiError
 from ssi.common.frames import Given, Reply
+from ssi.node.accepting import accept, attend
 from ssi.node.complaints import Complaints
 from ssi.node.peer import Peer, read_peer
 
@@ -262,18 +263,17 @@ class LocalServer:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        loop = asyncio.get_running_loop()
         with open_listener(self._folder) as listener:
             async with asyncio.TaskGroup() as group:
                 while True:
                     try:
-                        connection, _ = await loop.sock_accept(listener)
+                        connection, _ = await accept(listener)
                     except OSError as error:
                         # No descriptor or memory is left: those who have some give them back.
                         logger.warning("accept: %s", error)
                         await asyncio.sleep(AGAIN_S)
                     else:
-                        group.create_task(self._attend(connection))
+                        attend(group, connection, self._attend(connection))
 
     async def _attend(self, connection: socket.socket) -> None:
         with connection:

@@ -7,7 +7,7 @@ import resource
 import sys
 
 from ssi.common.addresses import GATEWAY, PREFIX_LENGTH, node_address, node_name
-from ssi.node.corosync import start_corosync
+from ssi.node.corosync import Corosync
 from ssi.node.processes import start_process
 from ssi.node.settings import Settings, read_settings
 
@@ -38,7 +38,7 @@ def main() -> int:
     settings = read_settings()
     if not restarted:
         start_network(settings)
-    start_corosync(settings)
+    corosync = Corosync(settings)
 
     # asyncio takes 0.4 s to load in a virtual node, in which corosync forms the ring.
     import asyncio  # noqa: PLC0415
@@ -47,7 +47,7 @@ def main() -> int:
     from ssi.node.logs import set_up_logging  # noqa: PLC0415
 
     log = set_up_logging(settings.node)
-    asyncio.run(run(settings, log, restarted=restarted))
+    asyncio.run(run(settings, log, corosync, restarted=restarted))
     return 0
 
 

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from ssi.common.errors import TimedOut
 from ssi.common.wire import Message, get_int
+from ssi.node.corosync import Corosync
 from ssi.node.hostline import HostLine
 from ssi.node.quorum import CorosyncError, Quorum, RingView, Votes
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.01
+LOOK_S = 0.5
 _T = TypeVar("_T")
 
 
-async def retry(call: Callable[[], _T]) -> _T:
-    """Return what `call` returns once corosync, which has just been started, takes it."""
+async def retry(call: Callable[[], _T], restart: Callable[[], bool] = lambda: False) -> _T:
+    """Return what `call` returns once corosync, which has just been started, takes it.
+
+    Raises CorosyncError when `restart`, asked now and then, has started another.
+    """
     # Its socket appears some time after its start, and nothing announces it.
+    look = time.monotonic() + LOOK_S
     while True:
         try:
             return call()
         except CorosyncError:
+            if time.monotonic() > look:
+                if restart():
+                    raise
+                look = time.monotonic() + LOOK_S
             await asyncio.sleep(RETRY_S)
 
 
 class Members:
     """corosync's membership as this node sees it."""
 
-    def __init__(self, node: int, host: HostLine) -> None:
+    def __init__(self, node: int, host: HostLine, corosync: Corosync) -> None:
         self._node = node
+        self._corosync = corosync
         self._host = host
         self._votes: Votes | None = None
         self._expected: int | None = None
@@ -51,14 +63,31 @@ class Members:
         """Connect to corosync, which has been started, and follow its views."""
         try:
             async with asyncio.timeout(within_s):
-                quorum = await retry(lambda: Quorum(self._see))
-                self._votes = await retry(Votes)
-                await retry(quorum.track)
+                # It may abort itself when nodes meet (orf_token_rtr: Assertion
+                # `range < QUEUE_RTR_ITEMS_SIZE_MAX' failed).
+                while not (quorum := await self._reach()):
+                    logger.warning("corosync had ended, and has been started again")
         except TimeoutError as error:
             raise TimedOut(
                 f"node{self._node}: corosync did not start", hint="see its corosync.log"
             ) from error
         asyncio.get_running_loop().add_reader(quorum.fileno(), self._dispatch, quorum)
+        # Its end is not seen at the connection, which is of datagrams.
+        asyncio.get_running_loop().add_reader(self._corosync, self._lose)
+
+    async def _reach(self) -> Quorum | None:
+        restart = self._corosync.restart
+        try:
+            quorum = await retry(lambda: Quorum(self._see), restart)
+            self._votes = await retry(Votes, restart)
+            await retry(quorum.track, restart)
+        except CorosyncError:
+            return None
+        return quorum
+
+    def _lose(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._corosync)
+        self.on_gone()
 
     def _dispatch(self, quorum: Quorum) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Waiting for what announces nothing: kernel files, and processes that are nobody's children."""
+"""Waiting: for descriptors, and for what announces nothing, as kernel files."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ async def wait_until(true: Callable[[], bool], *, within_s: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def wait_readable(fd: int) -> None:
+    """Wait until there is something to be read: of a process's descriptor, its end."""
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from ssi.common.errors import ProtocolError
+from ssi.node.accepting import accept
 from ssi.node.complaints import Complaints
 from ssi.node.ics.answering import Answering, Handler
 from ssi.node.ics.connection import HELLO_S, Connection
@@ -54,12 +55,11 @@ class Gate:
 
     async def run(self, security: Security) -> None:
         """Serve until cancelled."""
-        loop = asyncio.get_running_loop()
         with self._places.listen(self._known.own.node) as listener:
             async with asyncio.TaskGroup() as group:
                 while True:
                     try:
-                        come, (address, port) = await loop.sock_accept(listener)
+                        come, (address, port) = await accept(listener)
                     except OSError as error:
                         # No descriptor or memory is left: those who have some give them back.
                         logger.warning("accept: %s", error)

@@ -37,12 +37,12 @@ from ssi.node.process.device import Device, get_descriptor
 from ssi.node.process.ends import read_zombie
 from ssi.node.process.family import Child, Family, list_children
 from ssi.node.process.ghost import Ghost, Kind
-from ssi.node.process.pidfds import wait_readable
 from ssi.node.process.standins import StandIn
 from ssi.node.process.users import MAX_FD
 from ssi.node.relay.relays import Relays
 from ssi.node.relay.saved import path_of
 from ssi.node.tasks import Tasks
+from ssi.node.waiting import wait_readable
 
 logger = logging.getLogger(__name__)
 

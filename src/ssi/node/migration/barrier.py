@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from ssi.common.errors import ProtocolError
+from ssi.node.accepting import accept, attend
 from ssi.node.peer import read_peer
 
 logger = logging.getLogger(__name__)
@@ -102,15 +103,14 @@ class Barrier:
     async def run(self) -> None:
         """Serve until cancelled."""
         self._path.unlink(missing_ok=True)
-        loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as server:
             server.bind(os.fspath(self._path))
             self._path.chmod(0o600)
             server.listen(BACKLOG)
             async with asyncio.TaskGroup() as group:
                 while True:
-                    connection, _ = await loop.sock_accept(server)
-                    group.create_task(self._attend(connection))
+                    connection, _ = await accept(server)
+                    attend(group, connection, self._attend(connection))
 
     async def _attend(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from ssi.common import wire
 from ssi.common.wire import Message
+from ssi.node.accepting import accept
 from ssi.node.ics.connection import set_options
 from ssi.node.ics.places import Places
 
@@ -44,10 +45,9 @@ class Landing:
 
     async def accept(self) -> socket.socket:
         """Return the connection; raises TimeoutError, OSError."""
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_S):
             while True:
-                come, (address, port) = await loop.sock_accept(self._listener)
+                come, (address, port) = await accept(self._listener)
                 known = address == self._places.address(self._other)
                 if known and port in self._places.sources and await self._hear_token(come):
                     return come

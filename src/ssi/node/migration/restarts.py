@@ -46,9 +46,9 @@ from ssi.node.process.device import get_descriptor
 from ssi.node.process.ends import read_zombie
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.jobcontrol import parent_of
-from ssi.node.process.pidfds import wait_readable
 from ssi.node.process.places import Places
 from ssi.node.processes import read_status
+from ssi.node.waiting import wait_readable
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from ssi.node.process.listener import GO_ON, HeldCall, Verdict
 from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE
 from ssi.node.processes import MAX_BEGUN, start_of
+from ssi.node.waiting import wait_readable
 
 # x86-64
 OPEN, SEND_SIGNAL = 434, 424
@@ -184,17 +185,6 @@ class Pidfds:
 
     def _stands_for_itself(self, pid: int) -> bool:
         return self._places.is_ghost(pid) or not self._places.is_placeholder(pid)
-
-
-async def wait_readable(fd: int) -> None:
-    """Wait until there is something to be read: of a process's descriptor, its end."""
-    ready = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
 
 
 def _unpack(handle: int) -> tuple[int, int]:
