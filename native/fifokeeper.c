@@ -140,26 +140,6 @@ static int open_standing(const struct fifo_name *name, int flags)
 	return fd;
 }
 
-static void send_descriptor(int to, int fd, int error)
-{
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-	struct iovec part = { .iov_base = &error, .iov_len = sizeof(error) };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-	}
-	(void)!sendmsg(to, &message, MSG_NOSIGNAL);
-}
-
 /* Returns the descriptor, or a negative errno: EINTR if the opener was killed. */
 static int receive_descriptor(int from)
 {
@@ -189,7 +169,8 @@ static int receive_descriptor(int from)
 static _Noreturn void be_opener(const struct task *task, int to)
 {
 	struct fifo_name name;
-	int fd;
+	int fd, error;
+	struct iovec answer = { .iov_base = &error, .iov_len = sizeof(error) };
 
 	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (dup2(to, 0) < 0 || dup2(root_fd, 1) < 0)
@@ -201,7 +182,8 @@ static _Noreturn void be_opener(const struct task *task, int to)
 		fd = open_standing(&name, (int)task->order.value);
 	else
 		fd = open_name(&name, (int)task->order.value);
-	send_descriptor(0, fd, fd < 0 ? errno : 0);
+	error = fd < 0 ? errno : 0;
+	(void)keeper_send(0, &answer, 1, fd);
 	_exit(0);
 }
 

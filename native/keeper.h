@@ -88,18 +88,14 @@ static void keeper_lose_daemon(void)
 	keeper_daemon = -1;
 }
 
-/* Sends a packet, with a descriptor if `fd` is none of -1. That the daemon is gone is seen where it is heard. */
-static void keeper_say(const void *head, size_t head_length, const void *data, size_t length, int fd)
+/* Sends a packet, with a descriptor if `fd` is none of -1. */
+static bool keeper_send(int to, struct iovec *parts, size_t count, int fd)
 {
 	union {
 		struct cmsghdr head;
 		char room[CMSG_SPACE(sizeof(int))];
 	} control = { 0 };
-	struct iovec parts[2] = {
-		{ .iov_base = (void *)(uintptr_t)head, .iov_len = head_length },
-		{ .iov_base = (void *)(uintptr_t)data, .iov_len = length },
-	};
-	struct msghdr message = { .msg_iov = parts, .msg_iovlen = length ? 2 : 1 };
+	struct msghdr message = { .msg_iov = parts, .msg_iovlen = count };
 
 	if (fd >= 0) {
 		message.msg_control = &control;
@@ -109,8 +105,19 @@ static void keeper_say(const void *head, size_t head_length, const void *data, s
 		control.head.cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
 	}
+	return sendmsg(to, &message, MSG_NOSIGNAL) >= 0;
+}
+
+/* Says something to the daemon. That it is gone is seen where it is heard. */
+static void keeper_say(const void *head, size_t head_length, const void *data, size_t length, int fd)
+{
+	struct iovec parts[2] = {
+		{ .iov_base = (void *)(uintptr_t)head, .iov_len = head_length },
+		{ .iov_base = (void *)(uintptr_t)data, .iov_len = length },
+	};
+
 	if (keeper_daemon >= 0)
-		(void)!sendmsg(keeper_daemon, &message, MSG_NOSIGNAL);
+		(void)keeper_send(keeper_daemon, parts, length ? 2 : 1, fd);
 }
 
 /*

@@ -205,26 +205,6 @@ static int unix_open_told(const struct unix_told *told, size_t size)
 	return fd;
 }
 
-static bool unix_answer(int error, int fd)
-{
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-	struct iovec part = { .iov_base = &error, .iov_len = sizeof(error) };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-	}
-	return sendmsg(UNIX_ASKED, &message, MSG_NOSIGNAL) == sizeof(error);
-}
-
 /* Opens one file after the other, as root: who passes it on has had it opened. */
 static _Noreturn void unix_be_opener(int root, int line, const char *userland)
 {
@@ -239,12 +219,14 @@ static _Noreturn void unix_be_opener(int root, int line, const char *userland)
 		_exit(1);
 	for (;;) {
 		const ssize_t size = recv(UNIX_ASKED, &told, sizeof(told), 0);
-		int fd;
+		int fd, error;
+		struct iovec answer = { .iov_base = &error, .iov_len = sizeof(error) };
 
 		if (size < (ssize_t)sizeof(told.head))
 			_exit(0);
 		fd = unix_open_told(&told, (size_t)size);
-		if (!unix_answer(fd < 0 ? errno : 0, fd))
+		error = fd < 0 ? errno : 0;
+		if (!keeper_send(UNIX_ASKED, &answer, 1, fd))
 			_exit(0);
 		if (fd >= 0)
 			close(fd);
