@@ -14,13 +14,16 @@
 #define MOVE_VARIABLE "SSI_MOVE"
 /* And, where a process is restored, its PID. */
 #define MOVE_PLACE "SSI_PLACE"
-/* Or, where a process is dumped whose pages follow later, the connection on which they are asked for. */
+/* Or, where a process is dumped whose pages follow later: the connection on which they are asked for, the
+ * file for where they are, and the process. */
 #define MOVE_LAZY "SSI_LAZY"
+#define MOVE_LAZY_WORDS "%d,%d,%d"
 
 enum { MOVE_ID = 32, MOVE_MAX = 4096 };
 
 enum move_question {
-	MOVE_DUMPED = 1,	/* the images are written, the process is held; the answer may take long */
+	MOVE_DUMPED = 1,	/* the images are written, the process is held; the answer may take long; number:
+				 * who keeps its memory, or 0 */
 	MOVE_FILE = 2,		/* number: a file entry; the answer has its descriptor */
 	MOVE_READY = 3,		/* the process is restored and held; the answer may take long */
 	MOVE_DONE = 4,		/* what the answer to DUMPED asked for is done; number: 0 or a negative errno */

@@ -2,8 +2,7 @@
  * pager LISTENER CONNECTION PAGES: brings the memory of a process that goes on here before all of it has come.
  *
  * CRIU connects to LISTENER and gives a descriptor by which the kernel says what the process touches that is
- * missing (userfaultfd(2)). On the other side of CONNECTION is CRIU where it came from, which has the pages
- * (preload.c). PAGES says where they are missing: addresses and numbers of pages, in pairs.
+ * missing (userfaultfd(2)). On the other side of CONNECTION is who serves them where it came from (kept.h). PAGES says where they are missing: addresses and numbers of pages, in pairs.
  *
  * What is touched comes first, then all the rest. Who is born meanwhile misses the same pages. The end is
  * silent; a process whose memory is lost is killed, and so is whoever was born of it and touches what is lost.
@@ -32,17 +31,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PIECE = 64, LEAST = 8, DEPTH = 3, SPACES = 512, WANTED = 256, MESSAGES = 16 };
+#include "pages.h"
+
+enum { LEAST = 8, DEPTH = 3, SPACES = 512, WANTED = 256, MESSAGES = 16 };
 enum { ARGUMENTS = 4, LOOK_MS = 500, NOWHERE = 0x10000, HIGHEST_BIT = 47, LOWEST_BIT = 30 };
 
-/* As CRIU has them: criu/page-xfer.c, criu/uffd.c. */
-enum { COMMAND_BITS = 16, GET = 7, ADD = 6, CLOSE = 0x1024 };
+/* As CRIU has it: criu/uffd.c. */
 static const uint32_t RESTORED = 0x52535446;
-
-struct order {
-	uint32_t command, pages;
-	uint64_t address, process;
-} __attribute__((packed));
 
 /* Pages that are missing at an address, and where they were when the process left. */
 struct range {
@@ -72,10 +67,7 @@ static int connection;
 static pid_t process;
 static bool restored;
 
-static struct {
-	struct order head;
-	char pages[PIECE * PAGE];
-} __attribute__((packed)) piece;
+static struct piece piece;
 static size_t come;
 
 static void __attribute__((noreturn)) fail(const char *what)

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "become.h"
+#include "kept.h"
 #include "move.h"
 
 /* As criu/include/criu-plugin.h has them; they are a stable interface. */
@@ -192,16 +193,39 @@ static bool read_ghost(struct answer *answer, struct ghost *ghost)
 	return true;
 }
 
+/* Returns who keeps the memory that follows, 0 if all of it goes at once, or a negative errno. */
+static int keep(void)
+{
+	const char *words = getenv(MOVE_LAZY);
+	int connection, file, pid, failure;
+	pid_t keeper;
+
+	if (!words)
+		return 0;
+	if (sscanf(words, MOVE_LAZY_WORDS, &connection, &file, &pid) != 3)
+		return -EINVAL;
+	keeper = keep_memory(held);
+	if (keeper < 0)
+		return keeper;
+	failure = serve(connection, held, keeper);
+	return failure ? failure : keeper;
+}
+
 static void leave(int stage, int result)
 {
 	static struct answer answer, done;
+	static struct looses threads;
 	struct ghost ghost;
-	int failure = 0;
+	int kept, failure = 0;
 
 	if (stage != STAGE_DUMP || result || !held || !getenv(MOVE_VARIABLE))
 		return;
-	ask(MOVE_DUMPED, held, &answer);
-	if (answer.packet.head.verdict == MOVE_HOLD) {
+	kept = keep();
+	ask(MOVE_DUMPED, kept, &answer);
+	/* From here on it ends: who has its memory then must find it as it is. */
+	if (kept > 0 && answer.packet.head.verdict != MOVE_GO_ON)
+		failure = loosen(held, &threads);
+	if (answer.packet.head.verdict == MOVE_HOLD && !failure) {
 		(void)ptrace(PTRACE_SETOPTIONS, held, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
 		ask(MOVE_HELD, held, &answer);
 	}
@@ -210,9 +234,13 @@ static void leave(int stage, int result)
 		kill_held();
 		break;
 	case MOVE_GHOST:
-		failure = read_ghost(&answer, &ghost) ? become(held, &ghost) : -EPROTO;
+		if (!failure)
+			failure = read_ghost(&answer, &ghost) ? become(held, &ghost) : -EPROTO;
+		if (failure)
+			tie(&threads);
 		break;
 	default:
+		tie(&threads);
 		return;
 	}
 	ask(MOVE_DONE, failure, &done);

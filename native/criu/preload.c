@@ -14,8 +14,7 @@
  *   anything of another node's open there does not come to CRIU.
  * - What CRIU knows of this kernel is kept where it can be written.
  * - Before it waits for its page server's word, all that it has said is sent.
- * - Pages that are brought later (pager.c) a process of its own has, who does nothing else: CRIU itself
- *   goes on to the end of its dump.
+ * - Of pages that are brought later (kept.h, pager.c) it hears nothing if there are many.
  * - It is loaded as libraries that CRIU has no use for here (src/ssi/host/build/compiled.py), as they and
  *   theirs would take most of the time of its start.
  * - Since Linux 6.16 some options of sockets are refused where CRIU expects "off".
@@ -25,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <linux/sched.h>
 #include <linux/userfaultfd.h>
@@ -53,6 +53,7 @@
 #include <unistd.h>
 
 #include "move.h"
+#include "pages.h"
 
 #define REAL_PROC "/run/ssi/proc"
 #define KNOWN "/run/criu.kdat"
@@ -64,10 +65,10 @@
 /* Beside the images, a line for each child elsewhere: PID, group, session, user, his group and node. */
 #define RELATIVES "/run/ssi/proc/self/fd/3/relatives"
 #define GHOST_PROGRAM "/usr/bin/onnode"
-#define SERVER_NAME "ssi-pages"
 
 /* The part of a terminal's number that is its node's (src/ssi/node/devfs/places.py). */
 enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16, TERMINAL_MASK = (1 << 12) - 1 };
+enum { MAPPINGS = 4096, LARGE = 1 << 20 };
 
 int open64(const char *path, int flags, ...);
 int openat64(int fd, const char *path, int flags, ...);
@@ -548,43 +549,25 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
 
 /* -- pages ------------------------------------------------------------------------------------ */
 
-/* Whoever has the pages of a process that has left; -1 in CRIU itself. */
-static int served = -1;
+/* What follows later: not of CRIU's business, but for what it would find in small mappings. */
+static struct {
+	bool is_known;
+	int connection, file;
+	pid_t pid;
+} lazy = { .connection = -1 };
 
-/* The connection on which pages are asked for later, -1 if they all go at once. */
-static int find_lazy(void)
+static bool is_lazy(void)
 {
-	const char *number = getenv(MOVE_LAZY);
+	const char *words = getenv(MOVE_LAZY);
 
-	return number ? (int)strtol(number, NULL, 10) : -1;
+	if (!lazy.is_known && words && sscanf(words, MOVE_LAZY_WORDS, &lazy.connection, &lazy.file, &lazy.pid) != 3)
+		lazy.connection = -1;
+	lazy.is_known = true;
+	return lazy.connection >= 0;
 }
 
-static void stay(void)
-{
-	const int file = open64("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-	if (file >= 0) {
-		/* What runs elsewhere by then needs it. */
-		(void)!write(file, "-1000", 5);
-		close(file);
-	}
-	(void)prctl(PR_SET_NAME, SERVER_NAME);
-	(void)setsid();
-}
-
-/* CRIU waits for the first request: to itself it seems that there are none. Returns false there. */
-static bool serve(int fd)
-{
-	const pid_t other = fork();
-
-	if (other == 0) {
-		served = fd;
-		stay();
-	}
-	return other == 0;
-}
-
-/* It keeps what is less than a frame in a corked connection, for a fifth of a second. */
+/* It waits for who asks for the pages that it has found; who serves them is not CRIU (kept.h). Otherwise: it keeps
+ * what is less than a frame in a corked connection, for a fifth of a second. */
 ssize_t recv(int fd, void *buffer, size_t size, int flags)
 {
 	static ssize_t (*next)(int, void *, size_t, int);
@@ -592,7 +575,7 @@ ssize_t recv(int fd, void *buffer, size_t size, int flags)
 
 	if (!next)
 		find_next("recv", &next);
-	if (served < 0 && fd >= 0 && fd == find_lazy() && !serve(fd))
+	if (is_lazy() && fd == lazy.connection)
 		return 0;
 	/* Sends what is queued, corked or not; what is no connection refuses it. */
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -605,17 +588,111 @@ int close(int fd)
 
 	if (!next)
 		find_next("close", &next);
-	/* Behind the last request CRIU would end its dump. */
-	if (fd >= 0 && fd == served)
-		_exit(EXIT_SUCCESS);
-	return next(fd);
+	/* It is wanted later. */
+	return is_lazy() && fd == lazy.connection ? 0 : next(fd);
 }
 
-/* Has the kernel say who touches what is missing: he is killed if that is lost. */
+/* As linux/fs.h has it; older headers have not. */
+struct page_region {
+	uint64_t start, end, categories;
+};
+
+struct pm_scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+
+#define SCAN_PAGES _IOWR('f', 16, struct pm_scan_arg)
+
+enum { IS_GUARD = 1 << 8 };
+
+/* A mapping that is the process's alone, of no file, and large. */
+struct mapping {
+	uint64_t start, end;
+};
+
+static struct mapping mappings[MAPPINGS];
+static size_t mapping_count;
+
+static bool is_locked(void)
+{
+	char line[LONGEST];
+	unsigned long size = 0;
+	FILE *status;
+
+	(void)snprintf(line, sizeof(line), REAL_PROC "/%d/status", lazy.pid);
+	status = fopen(line, "re");
+	while (status && fgets(line, sizeof(line), status))
+		if (sscanf(line, "VmLck: %lu", &size) == 1)
+			break;
+	if (status)
+		(void)fclose(status);
+	return size > 0;
+}
+
+static void find_mappings(void)
+{
+	char line[LONGEST], access[DECIMALS], name[DECIMALS];
+	struct mapping one;
+	unsigned long file;
+	FILE *maps;
+
+	/* CRIU puts what is locked in place by itself. */
+	if (is_locked())
+		return;
+	(void)snprintf(line, sizeof(line), REAL_PROC "/%d/maps", lazy.pid);
+	maps = fopen(line, "re");
+	while (maps && mapping_count < MAPPINGS && fgets(line, sizeof(line), maps)) {
+		name[0] = 0;
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %15s %*x %*x:%*x %lu %15s", &one.start, &one.end, access, &file,
+			   name) < 4)
+			continue;
+		if (one.end - one.start >= LARGE && access[3] == 'p' && !file &&
+		    (!name[0] || !strcmp(name, "[heap]") || !strncmp(name, "[anon:", 6)))
+			mappings[mapping_count++] = one;
+	}
+	if (maps)
+		(void)fclose(maps);
+}
+
+static bool follows(const struct page_region *region)
+{
+	/* Behind what is guarded are no pages. */
+	if (region->categories & IS_GUARD)
+		return false;
+	for (size_t i = 0; i < mapping_count; i++)
+		if (region->start >= mappings[i].start && region->end <= mappings[i].end)
+			return true;
+	return false;
+}
+
+/* Of the pages that the kernel has told of, those that follow are written down (src/ssi/node/migration/rewrite.py),
+ * and CRIU hears of none of them: it would look at each. Returns how many regions are left, or -1. */
+static int hide_pages(struct page_region *regions, int count)
+{
+	static bool are_known;
+	int left = 0;
+
+	if (!are_known)
+		find_mappings();
+	are_known = true;
+	for (int i = 0; i < count; i++) {
+		const uint64_t pair[2] = { regions[i].start, (regions[i].end - regions[i].start) / PAGE };
+
+		if (!follows(&regions[i]))
+			regions[left++] = regions[i];
+		else if (write(lazy.file, pair, sizeof(pair)) != sizeof(pair))
+			return -1;
+	}
+	return left;
+}
+
+/* Has the kernel say who touches what is missing: he is killed if that is lost. And see hide_pages. */
 int ioctl(int fd, unsigned long request, ...)
 {
 	static int (*next)(int, unsigned long, ...);
 	void *argument;
+	int result;
 	va_list rest;
 
 	va_start(rest, request);
@@ -625,5 +702,8 @@ int ioctl(int fd, unsigned long request, ...)
 		find_next("ioctl", &next);
 	if (request == UFFDIO_API && ((struct uffdio_api *)argument)->features)
 		((struct uffdio_api *)argument)->features |= UFFD_FEATURE_THREAD_ID;
-	return next(fd, request, argument);
+	result = next(fd, request, argument);
+	if (request != SCAN_PAGES || result <= 0 || !is_lazy())
+		return result;
+	return hide_pages((struct page_region *)(uintptr_t)((struct pm_scan_arg *)argument)->vec, result); // NOLINT
 }

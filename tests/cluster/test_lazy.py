@@ -66,7 +66,8 @@ def is_missing(cluster: Cluster, node: int, pid: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "what", ["read", "write", "threads", "fork", "remap", "signals", "calls", "start"]
+    "what",
+    ["read", "write", "threads", "several", "fork", "remap", "signals", "calls", "start"],
 )
 def test_all_of_it_is_there(trio: Cluster, what: str) -> None:
     with held(trio, what, FEW_MIB if what == "fork" else MIB) as (pid, process):

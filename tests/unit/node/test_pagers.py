@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ssi.node.migration.images import COMMON_MAGIC, Fields
-from ssi.node.migration.pagers import LEAST, find_missing, is_worth
+from ssi.node.migration.criu import FOLLOWING
+from ssi.node.migration.images import COMMON_MAGIC, Fields, Image
+from ssi.node.migration.pagers import LEAST, add_following, find_missing, is_worth
 
 LAZY, PRESENT = 2, 4
 OWN = "memory = bytearray(b'x' * {size})"
@@ -25,14 +27,31 @@ def entry(**fields: int) -> bytes:
     return len(body).to_bytes(4, "little") + body
 
 
+def write(image: Path, *entries: bytes) -> None:
+    """Write an image of them."""
+    image.write_bytes(COMMON_MAGIC.to_bytes(4, "little") + bytes(4) + b"".join(entries))
+
+
 def test_what_follows(tmp_path: Path) -> None:
     image = tmp_path / "pagemap-7.img"
-    entries = [
-        entry(_1=1), entry(_1=0x1000, _2=3, _4=PRESENT), entry(_1=0x8000, _2=5, _4=LAZY),
+    write(
+        image, entry(_1=1), entry(_1=0x1000, _2=3, _4=PRESENT), entry(_1=0x8000, _2=5, _4=LAZY),
         entry(_1=2**46, _2=2**18, _4=LAZY),
-    ]  # fmt: skip
-    image.write_bytes(COMMON_MAGIC.to_bytes(4, "little") + bytes(4) + b"".join(entries))
+    )  # fmt: skip
     assert find_missing(image) == [(0x8000, 5), (2**46, 2**18)]
+
+
+def test_what_the_dump_has_not_seen_is_added_once(tmp_path: Path) -> None:
+    image = tmp_path / "pagemap-7.img"
+    present, lazy = entry(_1=0x3000, _2=2, _4=PRESENT), entry(_1=0x9000, _2=1, _4=LAZY)
+    write(image, entry(_1=1), present, lazy)
+    pairs = [(0x20000, 4), (0x5000, 3), (0x21000, 4), (0x20000, 1)]
+    data = b"".join(struct.pack("=QQ", *pair) for pair in pairs)
+    (tmp_path / FOLLOWING).write_bytes(data)
+    add_following(tmp_path, 7)
+    added = [(0x20000, 1), (0x21000, 3), (0x24000, 1)]
+    assert find_missing(image) == [(0x5000, 3), (0x9000, 1), *added]
+    assert [one.number(1) for one in Image(image).entries][:2] == [1, 0x3000]
 
 
 @pytest.mark.parametrize(

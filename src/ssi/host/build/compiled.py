@@ -114,7 +114,10 @@ INCLUDED = (
     "unixfiles.h",
     "libssi/libssi.map",
     "criu/become.h",
+    "criu/kept.h",
     "criu/move.h",
+    "criu/pages.h",
+    "criu/traced.h",
 )
 """What is used besides."""
 

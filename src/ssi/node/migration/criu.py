@@ -28,6 +28,9 @@ ENTER = "/run/ssi/enter"
 """What runs a program in another mount namespace: a copy in memory of the root's. It is no wait for
 the root, and starts in a third of nsenter's time."""
 VARIABLE, PLACE, LAZY = "SSI_MOVE", "SSI_PLACE", "SSI_LAZY"
+FOLLOWING = "following"
+"""Beside the images: pages that follow and of which CRIU knows nothing, addresses and numbers of
+pages in pairs (native/criu/preload.c)."""
 
 KNOWN = Path("/run/ssi/public/criu.kdat")
 """What CRIU has found out about this kernel: it would take a tenth of a second each time."""
@@ -124,12 +127,14 @@ async def learn_kernel() -> None:
 def dump(move: str, pid: int, folder: Path, pages: socket.socket, *, lazy: bool = False) -> int:
     """Start a dump of `pid` into `folder`, of its memory to where a connection leads.
 
-    It goes there at once, or as it is asked for behind the dump. What comes of it the plugin tells.
-    Returns CRIU's PID; it is to be reaped.
+    It goes there at once, or as it is asked for behind the dump; then FOLLOWING says where it is.
+    What comes of it the plugin tells. Returns CRIU's PID; it is to be reaped.
     """
     number = str(pages.fileno())
     way = "--lazy-pages" if lazy else "--page-server"
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    following = (folder / FOLLOWING).open("wb", buffering=0) if lazy else None
+    lazily = f"{number},{following.fileno()},{pid}" if following else ""
     try:
         # Not below the filter: the kernel shows a filter only to who has none.
         return start_process(
@@ -139,11 +144,14 @@ def dump(move: str, pid: int, folder: Path, pages: socket.socket, *, lazy: bool 
                 "--ghost-limit=64M", "--link-remap", "--file-locks", way, "--ps-socket",
                 number, *COMMON,
             ],
-            {**environment(move), **({LAZY: number} if lazy else {})},
-            fds=[fd, pages.fileno()], log_path=os.devnull,
+            {**environment(move), **({LAZY: lazily} if lazily else {})},
+            fds=[fd, pages.fileno(), *([following.fileno()] if following else [])],
+            log_path=os.devnull,
         )  # fmt: skip
     finally:
         os.close(fd)
+        if following:
+            following.close()
 
 
 def restore(move: str, pid: int, *, lazy: bool = False) -> Program:

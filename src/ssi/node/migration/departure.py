@@ -38,6 +38,8 @@ class Departure:
     """When the process began."""
     lazy: bool = False
     """Whether its memory follows when it goes on."""
+    failure: int = 0
+    """An errno, if its memory cannot be kept for that."""
     dumped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     answer: asyncio.Future[Answer] = dataclasses.field(
         default_factory=lambda: asyncio.get_running_loop().create_future()

@@ -295,6 +295,8 @@ class Departures:
         left = await self._files.list_left(departure.pid, owner) if owner else []
         departure.owners = [(owner.home, owner.id) for owner in found.owners.values()]
         rewrite.free_from_node(departure.folder)
+        if departure.lazy:
+            pagers.add_following(departure.folder, departure.pid)
         await asyncio.to_thread(rewrite.find_names, departure.pid, departure.folder)
         departure.verdict = self._choose_verdict(departure, found.kept)
         wishes = {
@@ -605,6 +607,9 @@ class Departures:
 
     async def _hear(self, departure: Departure, question: Question, number: int) -> Answer:
         if question == Question.DUMPED:
+            if number > 0 and not departure.dumped.is_set():
+                self._pagers.kept.add(number)
+            departure.failure = max(-number, 0)
             departure.dumped.set()
             await wait_first([asyncio.shield(departure.answer), departure.hold.wait()])
             if not departure.answer.done():
@@ -649,6 +654,8 @@ async def _wait_dumped(departure: Departure, stream: Stream) -> None:
         raise CannotMove("CRIU makes no progress")
     if not departure.dumped.is_set():
         raise CannotMove(criu.read_errors(departure.folder))
+    if departure.failure:
+        raise CannotMove(f"its memory cannot be kept: {os.strerror(departure.failure)}")
 
 
 def _number_of(error: SsiError) -> int:

@@ -20,9 +20,11 @@ from pathlib import Path
 from ssi.common import wire
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
-from ssi.node.migration.criu import ENTER
+from ssi.node.migration.criu import ENTER, FOLLOWING
 from ssi.node.migration.holder import Holder, wait_first
-from ssi.node.migration.images import Image
+from ssi.node.migration.images import Fields, Image
+from ssi.node.migration.kept import Kept
+from ssi.node.process.places import Places
 from ssi.node.processes import read_status, reap, start_process
 from ssi.node.root import USERLAND
 from ssi.node.state.state import State
@@ -41,6 +43,8 @@ LEAST = 16 * 1024 * 1024
 
 _ADDRESS, _PAGES, _FLAGS = 1, 2, 4
 _LAZY = 2
+_HEAD = 1
+"""Entries of a pagemap before its pages."""
 _PAIR = struct.Struct("=QQ")
 _MISSES = " um"
 """The kernel's word in smaps for a mapping of which pages may be missing."""
@@ -70,8 +74,27 @@ def find_missing(image: Path) -> list[tuple[int, int]]:
     """Return where pages are that follow later: addresses, and how many from there on."""
     return [
         (entry.number(_ADDRESS), entry.number(_PAGES))
-        for entry in Image(image).entries[1:] if entry.number(_FLAGS) & _LAZY
+        for entry in Image(image).entries[_HEAD:] if entry.number(_FLAGS) & _LAZY
     ]  # fmt: skip
+
+
+def add_following(folder: Path, pid: int) -> None:
+    """Have the image of a process's pages tell of those that CRIU has not seen."""
+    pairs = sorted(_PAIR.iter_unpack((folder / FOLLOWING).read_bytes()))
+    image = Image(folder / f"pagemap-{pid}.img")
+    known = 0
+    for address, count in pairs:
+        # Where mappings are small it looks at some twice.
+        start, end = max(address, known), address + count * mmap.PAGESIZE
+        known = max(known, end)
+        if start < end:
+            entry = Fields()
+            values = start, (end - start) // mmap.PAGESIZE, _LAZY
+            for field, value in zip((_ADDRESS, _PAGES, _FLAGS), values, strict=True):
+                entry.set(field, value)
+            image.entries.append(entry)
+    image.entries[_HEAD:] = sorted(image.entries[_HEAD:], key=lambda one: one.number(_ADDRESS))
+    image.save()
 
 
 def _count_pages(pid: int) -> int:
@@ -114,7 +137,8 @@ class Pager:
 class Pagers:
     """All of this node."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, places: Places) -> None:
+        self.kept = Kept(places)
         self._all: dict[str, Pager] = {}
         """By the moves of their processes."""
         self._tasks = Tasks()
@@ -154,6 +178,7 @@ class Pagers:
 
     def take_over(self) -> None:
         """Find all that daemons before this one have started."""
+        self.kept.take_over()
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         for path in FOLDER.iterdir():
             try:

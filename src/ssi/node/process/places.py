@@ -21,6 +21,8 @@ class Places:
         self.stand_ins = stand_ins
         self.arriving: set[int] = set()
         """Processes that are being restored here."""
+        self.kept: set[int] = set()
+        """Processes that only keep the memory of one that has left."""
         self.on_move: list[Callable[[int], Awaitable[None]]] = []
         """Hear of a process that is about to be here, or no more."""
 
@@ -47,8 +49,8 @@ class Places:
 
     @property
     def hidden(self) -> set[int]:
-        """All processes of this node that only stand for one elsewhere."""
-        return self.ghosts.pids | self.stand_ins.pids
+        """All processes of this node that only stand for one elsewhere, or keep what it has."""
+        return self.ghosts.pids | self.stand_ins.pids | self.kept
 
     @property
     def terminals(self) -> dict[int, int]:

@@ -48,7 +48,7 @@ class ProcessSpace:
         self._barrier = Barrier()
         family = Family(self.asking, self.places, ics)
         self._relays = relays = Relays(self.asking, self.bodies)
-        self._pagers = pagers = Pagers(cluster)
+        self._pagers = pagers = Pagers(cluster, self.places)
         self._arrivals = Arrivals(family, device, relays, self._barrier, pagers, ics)
         self.obstacles = Obstacles(self.places, self.foreign, ics)
         files = Files(self.places, device, relays)

@@ -1,0 +1,326 @@
+/*
+ * The memory of a process that leaves, and follows it: kept by a process that shares it and never runs, and
+ * served to who brings it there (pager.c). Nothing is read or copied before it is asked for.
+ */
+#ifndef SSI_KEPT_H
+#define SSI_KEPT_H
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/kcmp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "pages.h"
+#include "traced.h"
+
+#define SERVER_NAME "ssi-pages"
+
+/* As linux/futex.h has it; and more than a red zone. */
+enum { ROBUST_SIZE = 24, BELOW = 1024 };
+
+/* Older headers have no name for it. */
+#ifndef PR_GET_TID_ADDRESS
+#define PR_GET_TID_ADDRESS 40
+#endif
+
+/* -- who keeps it ----------------------------------------------------------------------------- */
+
+static bool is_stopped(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, __WALL) < 0)
+		if (errno != EINTR)
+			return false;
+	return WIFSTOPPED(status);
+}
+
+/* Has it wait in the kernel, where only its death disturbs it. Returns 0, or a negative errno. */
+static int put_to_rest(const struct traced *task, pid_t pid)
+{
+	struct user_regs_struct regs = task->before;
+	int status;
+
+	if (!is_stopped(pid))
+		return -ESRCH;
+	regs.rip = task->instruction;
+	regs.rax = SYS_pause;
+	regs.orig_rax = UINT64_MAX;
+	if (ptrace(PTRACE_SETREGS, pid, NULL, &regs))
+		return -errno;
+	do
+		if (!go_on(pid, &status, pid) || ptrace(PTRACE_GETREGS, pid, NULL, &regs))
+			return -ESRCH;
+	while (WSTOPSIG(status) != (SIGTRAP | 0x80) || regs.orig_rax != SYS_pause);
+	return 0;
+}
+
+/* By who is born between: its child is nobody's whom the process knows, and has no descriptors. It is in no session
+ * that somebody may come back to. */
+static long bear_keeper(const struct traced *task, pid_t between)
+{
+	struct traced one = *task;
+	long result;
+
+	one.pid = between;
+	if (!is_stopped(between))
+		return -ESRCH;
+	result = call(&one, SYS_close_range, 0, UINT_MAX, 0, 0, 0);
+	if (!result)
+		result = call(&one, SYS_setsid, 0, 0, 0, 0, 0);
+	if (result >= 0)
+		result = call(&one, SYS_clone, CLONE_VM, 0, 0, 0, 0);
+	if (result > 0) {
+		const int failure = put_to_rest(task, (pid_t)result);
+
+		if (failure) {
+			(void)kill((pid_t)result, SIGKILL);
+			result = failure;
+		}
+	}
+	return result;
+}
+
+/* Returns who keeps the memory of a process from now on, or a negative errno. He is traced. */
+static pid_t keep_memory(pid_t pid)
+{
+	struct traced task;
+	long between, keeper = begin_calls(&task, pid, PTRACE_O_TRACECLONE);
+	int status;
+
+	if (keeper)
+		return (pid_t)keeper;
+	keeper = between = call(&task, SYS_clone, CLONE_VM, 0, 0, 0, 0);
+	if (between > 0) {
+		keeper = bear_keeper(&task, (pid_t)between);
+		(void)kill((pid_t)between, SIGKILL);
+		while (waitpid((pid_t)between, &status, __WALL) > 0 && WIFSTOPPED(status))
+			continue;
+		(void)call(&task, SYS_wait4, (uint64_t)between, 0, __WALL, 0, 0);
+	}
+	end_calls(&task);
+	return (pid_t)keeper;
+}
+
+/* -- what its end would write ----------------------------------------------------------------- */
+
+/* A thread, and what the kernel does to its memory when it ends or execs: it has others know that. */
+struct loose {
+	struct traced traced;
+	uint64_t word, robust;
+};
+
+struct looses {
+	struct loose *all;
+	size_t count;
+};
+
+/* Returns the address of the word that the kernel clears. It says so only to the thread, in its memory: below
+ * what is on its stack, where all is as it was behind that. Returns 0, or a negative errno. */
+static int ask_word(struct loose *thread)
+{
+	const pid_t pid = thread->traced.pid;
+	const uint64_t place = (thread->traced.before.rsp - BELOW) & ~(uint64_t)15;
+	struct iovec there = { .iov_base = (void *)(uintptr_t)place, .iov_len = sizeof(uint64_t) }; // NOLINT
+	uint64_t was;
+	struct iovec own = { .iov_base = &was, .iov_len = sizeof(was) };
+	struct iovec word = { .iov_base = &thread->word, .iov_len = sizeof(thread->word) };
+	long result;
+
+	if (process_vm_readv(pid, &own, 1, &there, 1, 0) != sizeof(was))
+		return -errno;
+	result = call(&thread->traced, SYS_prctl, PR_GET_TID_ADDRESS, place, 0, 0, 0);
+	if (!result && process_vm_readv(pid, &word, 1, &there, 1, 0) != sizeof(was))
+		result = -errno;
+	(void)process_vm_writev(pid, &own, 1, &there, 1, 0);
+	return (int)result;
+}
+
+static int loosen_thread(struct loose *thread, pid_t pid)
+{
+	size_t size;
+	int result = begin_calls(&thread->traced, pid, 0);
+
+	if (result)
+		return result;
+	if (syscall(SYS_get_robust_list, pid, &thread->robust, &size))
+		result = -errno;
+	if (!result)
+		result = ask_word(thread);
+	if (!result)
+		result = (int)call(&thread->traced, SYS_set_robust_list, 0, ROBUST_SIZE, 0, 0, 0);
+	if (!result)
+		(void)call(&thread->traced, SYS_set_tid_address, 0, 0, 0, 0, 0);
+	end_calls(&thread->traced);
+	return result;
+}
+
+/* The process runs on after all. */
+static void tie(struct looses *threads)
+{
+	for (size_t i = 0; i < threads->count; i++) {
+		struct loose *thread = &threads->all[i];
+
+		if (!begin_calls(&thread->traced, thread->traced.pid, 0)) {
+			(void)call(&thread->traced, SYS_set_robust_list, thread->robust, ROBUST_SIZE, 0, 0, 0);
+			(void)call(&thread->traced, SYS_set_tid_address, thread->word, 0, 0, 0, 0);
+			end_calls(&thread->traced);
+		}
+	}
+	free(threads->all);
+	*threads = (struct looses){ .all = NULL };
+}
+
+/* Has the end of a process's threads change nothing in the memory that is kept. Returns 0, or a negative errno. */
+static int loosen(pid_t pid, struct looses *threads)
+{
+	uint64_t instruction = 0;
+	struct dirent *entry;
+	char path[64];
+	int result = 0;
+	DIR *folder;
+
+	(void)snprintf(path, sizeof(path), REAL_PROC "/%d/task", pid);
+	folder = opendir(path);
+	if (!folder)
+		return -errno;
+	while (!result && (entry = readdir(folder))) {
+		const pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+		struct loose *more = thread ? reallocarray(threads->all, threads->count + 1, sizeof(*more)) : NULL;
+
+		if (!thread)
+			continue;
+		if (!more) {
+			result = -ENOMEM;
+			break;
+		}
+		threads->all = more;
+		more += threads->count;
+		*more = (struct loose){ .traced.instruction = instruction };
+		result = loosen_thread(more, thread);
+		instruction = more->traced.instruction;
+		threads->count += !result;
+	}
+	(void)closedir(folder);
+	if (result)
+		tie(threads);
+	return result;
+}
+
+/* -- who serves it ---------------------------------------------------------------------------- */
+
+/* What runs elsewhere needs it. Whoever has the same memory is spared as well. */
+static void spare(pid_t pid)
+{
+	char path[64];
+	int file;
+
+	(void)snprintf(path, sizeof(path), REAL_PROC "/%d/oom_score_adj", pid);
+	file = open(path, O_WRONLY | O_CLOEXEC);
+	if (file >= 0) {
+		(void)!write(file, "-1000", 5);
+		(void)close(file);
+	}
+}
+
+static bool read_memory(pid_t keeper, uint64_t address, char *bytes, size_t size)
+{
+	while (size) {
+		struct iovec own = { .iov_base = bytes, .iov_len = size };
+		struct iovec kept = { .iov_base = (void *)(uintptr_t)address, .iov_len = size }; // NOLINT
+		const ssize_t some = process_vm_readv(keeper, &own, 1, &kept, 1, 0);
+
+		if (some <= 0)
+			return false;
+		bytes += some;
+		address += (uint64_t)some;
+		size -= (size_t)some;
+	}
+	return true;
+}
+
+static bool send_all(int connection, const char *bytes, size_t size)
+{
+	while (size) {
+		const ssize_t some = send(connection, bytes, size, MSG_NOSIGNAL);
+
+		if (some < 0 && errno != EINTR)
+			return false;
+		bytes += some > 0 ? some : 0;
+		size -= some > 0 ? (size_t)some : 0;
+	}
+	return true;
+}
+
+/* Sends what is asked for, until enough has been. */
+static void send_pages(int connection, pid_t pid, pid_t keeper)
+{
+	static struct piece piece;
+	struct order order;
+	bool is_spared = false;
+
+	while (recv(connection, &order, sizeof(order), MSG_WAITALL) == sizeof(order)) {
+		const size_t size = (size_t)order.pages * PAGE;
+
+		/* As long as the process has it as well, that would be spared. */
+		if (!is_spared && syscall(SYS_kcmp, pid, keeper, KCMP_VM, 0, 0)) {
+			is_spared = true;
+			spare(keeper);
+		}
+		if (order.command != GET || order.pages > PIECE || !read_memory(keeper, order.address, piece.pages, size))
+			return;
+		piece.head = order;
+		piece.head.command = ADD;
+		if (!send_all(connection, (const char *)&piece, sizeof(piece.head) + size))
+			return;
+	}
+}
+
+/* Has a process of its own serve what somebody keeps; who keeps it ends with that. Returns 0, or a negative errno. */
+static int serve(int connection, pid_t pid, pid_t keeper)
+{
+	int told[2];
+	pid_t server;
+	char byte;
+
+	if (pipe2(told, O_CLOEXEC))
+		return -errno;
+	server = fork();
+	if (server) {
+		/* It is traced by us or by the server, so that it always ends with one of us. */
+		(void)ptrace(PTRACE_DETACH, keeper, NULL, NULL);
+		(void)close(told[0]);
+		(void)close(told[1]);
+		return server < 0 ? -EAGAIN : 0;
+	}
+	(void)close(told[1]);
+	while (read(told[0], &byte, sizeof(byte)) < 0 && errno == EINTR)
+		continue;
+	if (ptrace(PTRACE_SEIZE, keeper, NULL, PTRACE_O_EXITKILL))
+		_exit(EXIT_FAILURE);
+	(void)dup2(connection, STDIN_FILENO);
+	(void)close_range(STDIN_FILENO + 1, UINT_MAX, 0);
+	spare(getpid());
+	(void)prctl(PR_SET_NAME, SERVER_NAME);
+	(void)setsid();
+	send_pages(STDIN_FILENO, pid, keeper);
+	_exit(EXIT_SUCCESS);
+}
+
+#endif
