@@ -655,7 +655,8 @@ async def _wait_dumped(departure: Departure, stream: Stream) -> None:
     if not departure.dumped.is_set():
         raise CannotMove(criu.read_errors(departure.folder))
     if departure.failure:
-        raise CannotMove(f"its memory cannot be kept: {os.strerror(departure.failure)}")
+        reason = os.strerror(departure.failure)
+        raise CannotMove(f"its memory cannot be kept ({reason}); migrate -w takes it along")
 
 
 def _number_of(error: SsiError) -> int:
