@@ -49,7 +49,7 @@ POINTS = {
 connections with other nodes break."""
 
 LEFT = """\
-cd /run/ssi; ls departures arrivals pagers ghosts bodies | grep -v : | grep .
+cd /run/ssi; ls departures arrivals pagers kept ghosts bodies | grep -v : | grep .
 for process in /proc/[0-9]*; do
     case $(cat $process/comm 2>/dev/null) in criu | homecoming | nsenter | pager | ssi-pages)
         echo $process $(tr '\\0' ' ' <$process/cmdline) $(grep '^State' $process/status) ;;
