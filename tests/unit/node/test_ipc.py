@@ -75,11 +75,18 @@ def test_what_a_dead_node_had_is_taken_once(both: tuple[Ipc, View]) -> None:
     assert do(ipc, view, "take", TWO, **words) == ipc, "it lives"
     view = view_of(TWO, AGAIN)
     assert ipc.list_dead(view) == [ONE]
+    assert do(ipc, view, "take", TWO, **words) == ipc, "it has not begun"
+    ipc = do(ipc, view, "begin", TWO, dead=ONE.dump())
+    assert do(ipc, view, "begin", AGAIN, dead=ONE.dump()) == ipc, "another has"
+    assert do(ipc, view, "take", AGAIN, **words) == ipc
+    alone = view_of(AGAIN)
+    assert do(ipc, alone, "begin", AGAIN, dead=ONE.dump()).takers == {ONE.boot: AGAIN}
     taken = do(ipc, view, "take", TWO, **words)
     assert taken.keys == {KEY: TWO}
     assert taken.find(Kind.QUEUE, 147456) == TWO
     assert taken.find(Kind.QUEUE, 147457) is None
     assert taken.list_dead(view) == []
+    assert taken.takers == {}
     assert do(taken, view, "take", AGAIN, **words) == taken
     assert do(taken, view, "remove", TWO, object="1-147456").moved == {}
 

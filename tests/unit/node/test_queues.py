@@ -80,6 +80,11 @@ def share(queues: Queues, view: View, node: int, boot: str) -> Queues:
     return queues.apply({"do": "share", "node": node, "boot": boot}, view)
 
 
+def begin(queues: Queues, view: View, heir: Home, dead: Home) -> Queues:
+    """Return them when `heir` is to make anew what a dead one had."""
+    return queues.apply({"do": "begin", **heir.dump(), "dead": dead.dump()}, view)
+
+
 def take(queues: Queues, view: View, heir: Home, dead: Home, *names: str) -> Queues:
     """Return them when `heir` has made those of these names anew."""
     words = {"do": "take", **heir.dump(), "dead": [dead.dump()], "names": list(names)}
@@ -96,12 +101,16 @@ def test_heirs_take_what_others_have_had_open() -> None:
     # Until then nobody has its names.
     assert do(queues, later, "claim", 1, "a") == queues
     assert queues.follow(two, later) == two
+    assert take(queues, later, one, two, NAME) == queues
+    queues = begin(queues, later, one, two)
+    assert begin(queues, later, Home(2, "another life"), two) == queues
     taken = take(queues, later, one, two, NAME)
+    assert taken.takers == {}
     assert taken.homes == {NAME: one}
     assert taken.list_dead(later) == []
     assert taken.follow(two, later) == one
     last = view_of(n2="another life", n3="c")
-    again = take(taken, last, Home(3, "c"), one)
+    again = take(begin(taken, last, Home(3, "c"), one), last, Home(3, "c"), one)
     assert again.homes == {}
     assert again.follow(two, last) == Home(3, "c")
     assert again.follow(Home(4, "d"), last) is None

@@ -80,13 +80,17 @@ class Heirs:
     # -- who takes them --------------------------------------------------------------------------
 
     def hear_changes(self) -> None:
-        """Take what nobody has, if that is this node's affair."""
-        if not self._places.is_lowest():
-            return
+        """Take what nobody has, if that is this node's affair.
+
+        Who begins says so: a lower node may come up meanwhile.
+        """
         for dead in self._places.list_dead():
-            if dead not in self._taking:
-                self._taking.add(dead)
-                self._tasks.spawn(self._take(dead))
+            if self._places.is_taker(dead):
+                if dead not in self._taking:
+                    self._taking.add(dead)
+                    self._tasks.spawn(self._take(dead))
+            elif self._places.is_lowest():
+                self._places.begin(dead)
 
     async def _take(self, dead: Home) -> None:
         try:

@@ -84,6 +84,10 @@ class Places:
         ipc, view = self._known
         return ipc.list_dead(view)
 
+    def is_taker(self, dead: Home) -> bool:
+        """Tell whether it is this node that takes what a dead one had."""
+        return self._known[0].takers.get(dead.boot) == self.own
+
     def list_owners(self) -> set[int]:
         """Return what keepers call the nodes that live."""
         return {owner_of(self.home_of(node)) for node in self._known[1].alive}
@@ -120,6 +124,13 @@ class Places:
         """An object is no more."""
         if object_name(kind, identifier) in self._known[0].moved:
             self._propose("remove", object=object_name(kind, identifier))
+
+    def begin(self, dead: Home) -> None:
+        """This node is to take what a dead one had, if nobody does."""
+        ipc, view = self._known
+        taker = ipc.takers.get(dead.boot)
+        if taker is None or not taker.is_alive(view):
+            self._propose("begin", dead=dead.dump())
 
     def take(self, dead: Home, keys: list[str], objects: list[str]) -> None:
         """All of a dead node that could be made anew is here."""

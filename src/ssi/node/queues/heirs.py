@@ -80,14 +80,19 @@ class Heirs:
     # -- who takes them --------------------------------------------------------------------------
 
     def hear_changes(self) -> None:
-        """Take what nobody has, if that is this node's affair."""
-        if self._homes.is_lowest() and not self._taking and self._homes.list_dead():
+        """Take what nobody has, if that is this node's affair.
+
+        Who begins says so: a lower node may come up meanwhile.
+        """
+        if self._homes.is_lowest():
+            self._homes.begin()
+        if not self._taking and self._homes.list_taken():
             self._taking = True
             self._tasks.spawn(self._take_all())
 
     async def _take_all(self) -> None:
         try:
-            while self._homes.is_lowest() and (dead := self._homes.list_dead()):
+            while dead := self._homes.list_taken():
                 await self._take(dead)
         finally:
             self._taking = False

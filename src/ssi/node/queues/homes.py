@@ -83,6 +83,11 @@ class Homes:
         queues, view = self._known
         return queues.list_dead(view)
 
+    def list_taken(self) -> list[Home]:
+        """Return those of them whose queues it is this node that takes."""
+        takers = self._known[0].takers
+        return [home for home in self.list_dead() if takers.get(home.boot) == self.own]
+
     def list_moving(self) -> dict[str, Home]:
         """Return where those were whose node is dead, and that may be made anew."""
         queues, view = self._known
@@ -155,6 +160,14 @@ class Homes:
         if self.own not in self._known[0].lives:
             self._propose("share")
             await self._cluster.changes.wait_for(lambda: self.own in self._known[0].lives)
+
+    def begin(self) -> None:
+        """This node is to take what dead ones had and nobody takes."""
+        queues, view = self._known
+        for dead in queues.list_dead(view):
+            taker = queues.takers.get(dead.boot)
+            if taker is None or not taker.is_alive(view):
+                self._propose("begin", dead=dead.dump())
 
     async def take(self, dead: list[Home], names: list[str]) -> None:
         """All of dead nodes that could be made anew is here; return when that is known here."""

@@ -69,6 +69,8 @@ class Ipc:
     """Where the object of each key is."""
     moved: Mapping[str, Home] = dataclasses.field(default_factory=dict)
     """Where objects are whose first home is dead."""
+    takers: Mapping[str, Home] = dataclasses.field(default_factory=dict)
+    """Who makes anew what a life had that is over, until that is done."""
 
     def find(self, kind: int, identifier: int) -> Home | None:
         """Return where an object is, if there is one."""
@@ -98,6 +100,8 @@ class Ipc:
                 name = _check_object(wire.get_text(message, "object"))
                 moved = {n: h for n, h in self.moved.items() if n != name}
                 return dataclasses.replace(self, moved=moved)
+            case "begin":
+                return self._begin(Home.load(wire.get_object(message, "dead")), home, view)
             case "take":
                 return self._take(message, home, view)
             case operation:
@@ -111,12 +115,21 @@ class Ipc:
     def _without(self, key: str) -> Ipc:
         return dataclasses.replace(self, keys={k: h for k, h in self.keys.items() if k != key})
 
+    def _begin(self, dead: Home, home: Home, view: View) -> Ipc:
+        """`home` takes what a dead one had, unless another does."""
+        taker = self.takers.get(dead.boot)
+        if dead not in self.list_dead(view) or not home.is_alive(view):
+            return self
+        if taker and taker.is_alive(view):
+            return self
+        return dataclasses.replace(self, takers={**self.takers, dead.boot: home})
+
     def _take(self, message: Message, home: Home, view: View) -> Ipc:
         """`home` has made anew what could be, of all that a dead one had."""
         dead = Home.load(wire.get_object(message, "dead"))
         keys = {_check_key(key) for key in wire.get_texts(message, "keys")}
         objects = [_check_object(name) for name in wire.get_texts(message, "objects")][:MAX_MOVED]
-        if dead not in self.lives.values() or dead.is_alive(view) or not home.is_alive(view):
+        if dead not in self.list_dead(view) or self.takers.get(dead.boot) != home:
             return self
         stay = {name: at for name, at in self.moved.items() if at != dead}
         return Ipc(
@@ -127,23 +140,26 @@ class Ipc:
                 if at != dead or key in keys
             },
             {**stay, **dict.fromkeys(objects, home)},
+            {boot: at for boot, at in self.takers.items() if boot != dead.boot},
         )
 
     def dump(self) -> Message:
         """Return it as a message."""
         return {
             part: {name: home.dump() for name, home in getattr(self, part).items()}
-            for part in ("lives", "keys", "moved")
+            for part in ("lives", "keys", "moved", "takers")
         }
 
     @classmethod
     def load(cls, message: Message) -> Ipc:
         """Read it from a message, or raise ProtocolError."""
-        lives, keys, moved = (wire.get_object(message, part) for part in ("lives", "keys", "moved"))
+        parts = ("lives", "keys", "moved", "takers")
+        lives, keys, moved, takers = (wire.get_object(message, part) for part in parts)
         return cls(
             {_check_range(name): Home.load(wire.get_object(lives, name)) for name in lives},
             {_check_key(name): Home.load(wire.get_object(keys, name)) for name in keys},
             {_check_object(name): Home.load(wire.get_object(moved, name)) for name in moved},
+            {boot: Home.load(wire.get_object(takers, boot)) for boot in takers},
         )
 
 

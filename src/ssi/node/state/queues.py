@@ -37,6 +37,8 @@ class Queues:
     are taken."""
     heirs: Mapping[str, Home] = dataclasses.field(default_factory=dict)
     """Who has taken the queues of a life that is over: the oldest first."""
+    takers: Mapping[str, Home] = dataclasses.field(default_factory=dict)
+    """Who makes those of a life anew that is over, until that is done."""
 
     def apply(self, message: Message, view: View) -> Queues:
         """Return what an operation makes of them. One that cannot be done changes nothing."""
@@ -54,6 +56,8 @@ class Queues:
                 if home in self.lives or not home.is_alive(view):
                     return self
                 return dataclasses.replace(self, lives=(*self.lives, home))
+            case "begin":
+                return self._begin(Home.load(wire.get_object(message, "dead")), home, view)
             case "take":
                 return self._take(message, home, view)
             case operation:
@@ -66,12 +70,22 @@ class Queues:
             return self
         return dataclasses.replace(self, homes={**there, name: home})
 
+    def _begin(self, dead: Home, home: Home, view: View) -> Queues:
+        """`home` takes the queues of a dead one, unless another does."""
+        taker = self.takers.get(dead.boot)
+        if dead not in self.list_dead(view) or not home.is_alive(view):
+            return self
+        if taker and taker.is_alive(view):
+            return self
+        return dataclasses.replace(self, takers={**self.takers, dead.boot: home})
+
     def _take(self, message: Message, heir: Home, view: View) -> Queues:
         """`heir` has made anew what could be, of all that dead ones had."""
         named = [Home.load(one) for one in wire.get_objects(message, "dead")]
-        dead = [one for one in named if one in self.lives and not one.is_alive(view)]
+        over = self.list_dead(view)
+        dead = [one for one in named if one in over and self.takers.get(one.boot) == heir]
         names = {check_name(name) for name in wire.get_texts(message, "names")}
-        if not dead or not heir.is_alive(view):
+        if not dead:
             return self
         homes = {
             name: heir if at in dead else at
@@ -81,7 +95,9 @@ class Queues:
         lives = [one for one in self.lives if one not in dead and one != heir]
         heirs = {**self.heirs, **{one.boot: heir for one in dead}}
         latest = list(heirs.items())[-MAX_HEIRS:]
-        return Queues(homes, (*lives, heir), dict(latest))
+        boots = {one.boot for one in dead}
+        takers = {boot: at for boot, at in self.takers.items() if boot not in boots}
+        return Queues(homes, (*lives, heir), dict(latest), takers)
 
     def list_living(self, view: View) -> dict[str, Home]:
         """Return those whose node lives."""
@@ -105,16 +121,19 @@ class Queues:
             "homes": {name: home.dump() for name, home in self.homes.items()},
             "lives": [home.dump() for home in self.lives],
             "heirs": {boot: home.dump() for boot, home in self.heirs.items()},
+            "takers": {boot: home.dump() for boot, home in self.takers.items()},
         }
 
     @classmethod
     def load(cls, message: Message) -> Queues:
         """Read them from a message, or raise ProtocolError."""
-        homes, heirs = (wire.get_object(message, part) for part in ("homes", "heirs"))
+        parts = ("homes", "heirs", "takers")
+        homes, heirs, takers = (wire.get_object(message, part) for part in parts)
         return cls(
             {check_name(name): Home.load(wire.get_object(homes, name)) for name in homes},
             tuple(Home.load(one) for one in wire.get_objects(message, "lives")),
             {boot: Home.load(wire.get_object(heirs, boot)) for boot in heirs},
+            {boot: Home.load(wire.get_object(takers, boot)) for boot in takers},
         )
 
 
