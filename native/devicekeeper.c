@@ -7,12 +7,16 @@
  * holders go on, and remember what came of an order until that has arrived. The first process only passes on
  * what daemon and holders say to each other. USERLAND is the file of the mount namespace whose /dev is meant.
  * Runs as root; no user can send signals to holders, as only their effective IDs are his.
+ *
+ * A pipe or terminal that has been passed on to another node by SCM_RIGHTS has such a holder, too, which is
+ * given it open.
  */
 #define _GNU_SOURCE
 
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <linux/major.h>
 #include <linux/openat2.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -20,7 +24,9 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 
 #include "devicekeeper.h"
 #include "keeper.h"
@@ -30,6 +36,7 @@ enum {
 	MAX_IOCTL = 4096,
 	MOST_QUEUED = 8 * 1024 * 1024,	/* bytes that a holder has not heard yet */
 	AGAIN_US = 20000,
+	PASSED = 2,			/* a holder's descriptor of what it was given */
 };
 
 struct packet {
@@ -69,6 +76,7 @@ static const char *userland;
 static struct task *tasks;	/* the oldest first: who has waited longest is served first */
 static int up = -1, device = -1;
 static uint32_t own_number, own_kind;
+static bool is_shared;		/* its flags are another's as well: it is not to be nonblocking */
 static volatile sig_atomic_t alarmed;
 
 /* Tells the first process, and so the daemon. */
@@ -187,6 +195,53 @@ static int64_t open_device(const struct task *task)
 	return own_number;
 }
 
+/*
+ * What has been passed on. Terminals are opened anew, so that the flags are this one's own. Pipes need not
+ * be, and of others there is only one.
+ */
+static int64_t use_passed(void)
+{
+	struct stat file;
+
+	device = PASSED;
+	own_kind = DEVICE_STREAM;
+	is_shared = true;
+	if (!fstat(PASSED, &file) && S_ISCHR(file.st_mode) && major(file.st_rdev) >= UNIX98_PTY_SLAVE_MAJOR &&
+	    major(file.st_rdev) < UNIX98_PTY_SLAVE_MAJOR + UNIX98_PTY_MAJOR_COUNT) {
+		const int flags = fcntl(PASSED, F_GETFL) & O_ACCMODE;
+		const int own = open("/proc/self/fd/2", flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+
+		if (own >= 0) {
+			close(PASSED);
+			device = own;
+			is_shared = false;
+		}
+	}
+	return own_number;
+}
+
+/* Reads or writes what another one may wait for as well; as much as surely is possible without waiting. */
+static ssize_t transfer(struct task *task)
+{
+	const bool reads = task->order.kind == DEVICE_READ;
+	struct iovec part = {
+		.iov_base = task->data, .iov_len = reads ? task->order.value : task->length,
+	};
+	struct pollfd poller = { .fd = device, .events = reads ? POLLIN : POLLOUT };
+	const ssize_t result = reads ? preadv2(device, &part, 1, -1, RWF_NOWAIT)
+				     : pwritev2(device, &part, 1, -1, RWF_NOWAIT);
+
+	if (result >= 0 || errno != EOPNOTSUPP)
+		return result;
+	if (poll(&poller, 1, 0) <= 0) {
+		errno = EAGAIN;
+		return -1;
+	}
+	if (part.iov_len > PIPE_BUF)
+		part.iov_len = PIPE_BUF;
+	return reads ? readv(device, &part, 1) : writev(device, &part, 1);
+}
+
 static int64_t do_order(struct task *task)
 {
 	const struct device_order *order = &task->order;
@@ -195,14 +250,20 @@ static int64_t do_order(struct task *task)
 
 	switch (order->kind) {
 	case DEVICE_OPEN:
-		return open_device(task);
+		return task->length ? open_device(task) : use_passed();
 	case DEVICE_READ:
-		result = streams ? read(device, task->data, order->value)
-				 : pread(device, task->data, order->value, order->offset);
+		if (is_shared)
+			result = transfer(task);
+		else
+			result = streams ? read(device, task->data, order->value)
+					 : pread(device, task->data, order->value, order->offset);
 		break;
 	case DEVICE_WRITE:
-		result = streams ? write(device, task->data, task->length)
-				 : pwrite(device, task->data, task->length, order->offset);
+		if (is_shared)
+			result = transfer(task);
+		else
+			result = streams ? write(device, task->data, task->length)
+					 : pwrite(device, task->data, task->length, order->offset);
 		break;
 	case DEVICE_IOCTL:
 		result = ioctl(device, order->value, task->data);
@@ -411,13 +472,13 @@ static _Noreturn void serve_device(void)
 	}
 }
 
-static _Noreturn void be_holder(uint32_t number, int to)
+static _Noreturn void be_holder(uint32_t number, int to, int passed)
 {
 	const struct sigaction action = { .sa_handler = interrupt };
 
 	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 	(void)prctl(PR_SET_NAME, "ssi-device");
-	if (dup2(to, 0) < 0 || dup2(own_space, 1) < 0)
+	if (dup2(to, 0) < 0 || dup2(own_space, 1) < 0 || (passed >= 0 && dup2(passed, PASSED) < 0))
 		_exit(1);
 	up = 0;
 	own_space = 1;
@@ -456,6 +517,8 @@ static bool is_sound(const struct packet *packet, size_t length)
 
 	switch (packet->order.kind) {
 	case DEVICE_OPEN:
+		if (!length)
+			return true;
 		if (length <= sizeof(caller))
 			return false;
 		memcpy(&caller, packet->data, sizeof(caller));
@@ -470,7 +533,7 @@ static bool is_sound(const struct packet *packet, size_t length)
 	}
 }
 
-static struct holder *add_holder(const struct device_order *order)
+static struct holder *add_holder(const struct device_order *order, int passed)
 {
 	const int room = MOST_QUEUED;
 	struct holder *holder = calloc(1, sizeof(*holder));
@@ -486,7 +549,7 @@ static struct holder *add_holder(const struct device_order *order)
 		.fd = pair[0], .pid = fork(),
 	};
 	if (!holder->pid)
-		be_holder(holder->number, pair[1]);
+		be_holder(holder->number, pair[1], passed);
 	close(pair[1]);
 	if (holder->pid < 0) {
 		close(pair[0]);
@@ -517,7 +580,7 @@ static void drop(uint32_t owner)
 			place = &(*place)->next;
 }
 
-static void pass_on(const struct packet *packet, size_t length)
+static void pass_on(const struct packet *packet, size_t length, int passed)
 {
 	const struct device_order *order = &packet->order;
 	struct holder *holder = find_holder(order);
@@ -527,8 +590,8 @@ static void pass_on(const struct packet *packet, size_t length)
 		report(DEVICE_RESULT, order->owner, order->id, -EINVAL, order->end);
 		return;
 	}
-	if (!holder && order->kind == DEVICE_OPEN && !order->end) {
-		holder = add_holder(order);
+	if (!holder && order->kind == DEVICE_OPEN && !order->end && (length || passed >= 0)) {
+		holder = add_holder(order, passed);
 		failed = -EAGAIN;
 	}
 	if (holder && send(holder->fd, packet, sizeof(*order) + length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) {
@@ -554,7 +617,8 @@ static void take_daemon(void)
 static void hear_daemon(void)
 {
 	static struct packet packet;
-	const ssize_t got = recv(keeper_daemon, &packet, sizeof(packet), 0);
+	int passed;
+	const ssize_t got = keeper_hear(&packet, sizeof(packet), &passed);
 
 	if (got <= 0) {
 		keeper_lose_daemon();
@@ -562,8 +626,10 @@ static void hear_daemon(void)
 		if (packet.order.kind == DEVICE_DROP)
 			drop(packet.order.owner);
 		else
-			pass_on(&packet, (size_t)got - sizeof(packet.order));
+			pass_on(&packet, (size_t)got - sizeof(packet.order), passed);
 	}
+	if (passed >= 0)
+		close(passed);
 }
 
 /* Returns whether it is still there. */

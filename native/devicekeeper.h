@@ -9,7 +9,8 @@
 
 enum device_order_kind {
 	/* Each is answered by a RESULT, once it is done; asked again by the same answer. */
-	DEVICE_OPEN = 1,	/* data: struct device_caller, groups, path below /dev; value: flags of open. The
+	DEVICE_OPEN = 1,	/* data: struct device_caller, groups, path below /dev; value: flags of open. Or
+				 * none, with a descriptor, unless it came before: it is used as it is. The
 				 * result is an end, and what kind of file it is */
 	DEVICE_READ = 2,	/* value: bytes at most; offset */
 	DEVICE_WRITE = 3,	/* data, of which less may be written than there is; offset */

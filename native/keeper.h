@@ -120,6 +120,26 @@ static void keeper_say(const void *head, size_t head_length, const void *data, s
 		(void)keeper_send(keeper_daemon, parts, length ? 2 : 1, fd);
 }
 
+/* Hears a packet from the daemon, as recv(), with its descriptor in `fd`, or -1. */
+static inline ssize_t keeper_hear(void *packet, size_t size, int *fd)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = { .iov_base = packet, .iov_len = size };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+	};
+	const ssize_t got = recvmsg(keeper_daemon, &message, MSG_CMSG_CLOEXEC);
+	const struct cmsghdr *head = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+
+	*fd = -1;
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+		memcpy(fd, CMSG_DATA(head), sizeof(*fd));
+	return got;
+}
+
 /*
  * Waits for something to happen to one of `count` places, the first two of which are filled in here;
  * returns how many it has happened to, 0 after `within_ms`, -1 for a signal.

@@ -1,6 +1,7 @@
 /*
  * Open files that somebody passes on with SCM_RIGHTS to another node: what is said of one, and the process
- * that opens it there. A root that recovers keeps that process, and not what is carried besides.
+ * that opens it there. A root that recovers keeps that process, or the daemon of another node which it asks
+ * for a stream, and not what is carried besides.
  */
 #ifndef SSI_UNIXFILES_H
 #define SSI_UNIXFILES_H
@@ -23,6 +24,8 @@ enum {
 	UNIX_MOST_PATH = 1024,
 	UNIX_UNLINKED = 12,		/* a handle's type: image/kernel/patches/gfs2-open-unlinked.patch */
 	UNIX_ROOT_KIND = 0x01161970,	/* GFS2, to statfs() */
+	UNIX_FUSE = 0x81,		/* types of handles that FUSE gives: FILEID_INO64_GEN, */
+	UNIX_FUSE_PARENT = 0x82,	/* ..._PARENT */
 };
 
 static const char unix_memory[] = "/dev/shm/";
@@ -93,8 +96,40 @@ static bool unix_is_in_memory(int fd)
 	return unix_read_link(fd, path, sizeof(path)) > most && !memcmp(path, unix_memory, most);
 }
 
-/* Returns the size of what is to be told of an open file; 0 if it cannot be had elsewhere. */
-static size_t unix_describe(int root, int fd, struct unix_told *told)
+/* What FUSE shows would be asked of the daemon. */
+static bool unix_is_on_root(int fd)
+{
+	union unix_handle handle = { .head.handle_bytes = sizeof(((struct unix_file *)0)->handle) };
+	struct statfs system;
+	int mount;
+
+	return !name_to_handle_at(fd, "", &handle.head, &mount, AT_EMPTY_PATH) &&
+		handle.head.handle_type != UNIX_FUSE && handle.head.handle_type != UNIX_FUSE_PARENT &&
+		!fstatfs(fd, &system) && system.f_type == UNIX_ROOT_KIND;
+}
+
+static size_t unix_describe_stream(int fd, uint64_t number, struct unix_passed *head)
+{
+	struct stat status = { .st_mode = S_IFIFO };
+
+	/* A FIFO of the root might have to wait for other nodes. */
+	if (fcntl(fd, F_GETPIPE_SZ) < 0 && !unix_is_on_root(fd) && fstat(fd, &status))
+		return 0;
+	*head = (struct unix_passed){
+		.number = number,
+		.flags = unix_read_flags(fd) & (O_ACCMODE | O_NONBLOCK),
+		/* By its name nobody opens it. */
+		.mode = (status.st_mode & S_IFMT) | S_IRUSR | S_IWUSR,
+		.rdev = (uint32_t)status.st_rdev,
+	};
+	return sizeof(*head);
+}
+
+/*
+ * Returns the size of what is to be told of an open file; 0 if it cannot be had elsewhere. `number` is what
+ * it is called if it is a stream.
+ */
+static size_t unix_describe(int root, int fd, uint64_t number, struct unix_told *told)
 {
 	union unix_handle handle = { .head.handle_bytes = sizeof(told->head.file.handle) };
 	const off_t offset = lseek(fd, 0, SEEK_CUR);
@@ -103,6 +138,8 @@ static size_t unix_describe(int root, int fd, struct unix_told *told)
 	struct stat status;
 	int mount;
 
+	if (offset < 0 && errno == ESPIPE)
+		return unix_describe_stream(fd, number, head);
 	*head = (struct unix_passed){ .flags = unix_read_flags(fd), .offset = offset < 0 ? 0 : offset };
 	/* fstat() of a file of the root might wait for other nodes. */
 	if (fstatfs(fd, &system))
@@ -130,25 +167,27 @@ enum {
 	UNIX_USERS = 3,		/* folders of the userland, by which users have what is opened */
 	UNIX_USERS_MEMORY = 4,
 	UNIX_USERS_DEVICES = 5,
+	UNIX_USERS_STREAMS = 6,
+	UNIX_FOLDERS = 4,
 };
 
 /* Who had a descriptor of the ramdisk's mount could go up to the ramdisk. */
 static bool unix_enter(const char *userland)
 {
-	static const char *const folders[] = { "/", "/dev/shm", "/dev" };
+	static const char *const folders[UNIX_FOLDERS] = { "/", "/dev/shm", "/dev", "/devfs" };
 	const int own = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
 	const int space = open(userland, O_RDONLY | O_CLOEXEC);
-	int fds[3];
+	int fds[UNIX_FOLDERS];
 
 	if (own < 0 || space < 0 || setns(space, CLONE_NEWNS))
 		return false;
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < UNIX_FOLDERS; i++)
 		fds[i] = open(folders[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (setns(own, CLONE_NEWNS))
 		return false;
 	close(own);
 	close(space);
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < UNIX_FOLDERS; i++) {
 		if (fds[i] < 0 || (fds[i] != UNIX_USERS + i && dup2(fds[i], UNIX_USERS + i) < 0))
 			return false;
 	}
@@ -167,6 +206,16 @@ static int unix_open_device(const struct unix_passed *head)
 			return openat(UNIX_USERS_DEVICES, devices[i].name, (int)head->flags);
 	errno = ENODEV;
 	return -1;
+}
+
+/* Its name says all that the daemon has to know (ssi.node.devfs.streams). */
+static int unix_open_stream(const struct unix_passed *head)
+{
+	char name[80];
+
+	(void)snprintf(name, sizeof(name), ".stream%u-%llx-%o-%x", head->node, (unsigned long long)head->number,
+		       head->mode, head->rdev);
+	return openat(UNIX_USERS_STREAMS, name, (int)head->flags | O_NOCTTY);
 }
 
 /* What its path leads to is known by that from then on: the kernel would show none for a handle alone. */
@@ -197,7 +246,10 @@ static int unix_open_told(const struct unix_told *told, size_t size)
 	/* Without the first slash. */
 	if (length > 1)
 		memcpy(path, told->path + 1, length - 1);
-	fd = told->head.device ? unix_open_device(&told->head) : unix_open_file(told, path);
+	if (told->head.number)
+		fd = unix_open_stream(&told->head);
+	else
+		fd = told->head.device ? unix_open_device(&told->head) : unix_open_file(told, path);
 	if (fd >= 0 && told->head.offset && lseek(fd, told->head.offset, SEEK_SET) < 0) {
 		close(fd);
 		fd = -1;

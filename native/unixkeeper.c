@@ -6,7 +6,7 @@
  * together and may be killed then: what is connected goes on. Runs as root in the ramdisk's mount
  * namespace: the kernel asks nobody about what is connected from there, and each end is made as the
  * user and with the PID of who is at the other one. Files that are passed on are opened for those of
- * the userland, whose namespace USERLAND is.
+ * the userland, whose namespace USERLAND is. Streams stay: the daemon takes them to the keeper of devices.
  */
 #define _GNU_SOURCE
 
@@ -21,6 +21,7 @@
 #include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
@@ -46,6 +47,8 @@ enum {
 	MOST_TICKS = 2,
 	MOST_HELD = 1024,		/* files of one link that the other side has not opened yet */
 	MOST_DESCRIPTORS = 256 * 1024,
+	NUMBER_BITS = 47,		/* of a link's first stream: nobody guesses it */
+	OWNERS_NODE = 0xff,		/* in what the daemon calls a node */
 };
 
 enum state {
@@ -79,7 +82,8 @@ struct link {
 	unsigned int ticks;
 	struct buffer in, out;
 	size_t remaining;	/* bytes of a stream's frame that are still to come */
-	struct files held;	/* have been told of; the oldest first */
+	struct files held;	/* have been told of; the oldest first. -1 is one that was taken */
+	uint64_t first;		/* the number of the first of these; they are counted */
 	struct files come;	/* go with what comes next */
 	uint32_t opened;	/* of those that have come, and the other side does not know yet */
 	bool opens;		/* what is first in `in` is a file that is being opened, or is to be */
@@ -192,6 +196,15 @@ static size_t most_of(uint32_t type)
 	return type == SOCK_STREAM ? PIECE : MOST_MESSAGE;
 }
 
+/* Returns a number that nobody guesses, and none of 0. */
+static uint64_t make_number(void)
+{
+	uint64_t number = 0;
+
+	(void)!getrandom(&number, sizeof(number), 0);
+	return (number & ((1ULL << NUMBER_BITS) - 1)) | 1;
+}
+
 static struct link *add_link(const struct unix_order *order)
 {
 	const size_t room = most_of(order->type) + sizeof(struct unix_frame) + ROOM_FOR_ENDS;
@@ -201,7 +214,7 @@ static struct link *add_link(const struct unix_order *order)
 		return NULL;
 	*link = (struct link){
 		.next = links, .role = order->role, .owner = order->owner, .type = order->type,
-		.id = order->id, .local = -1, .line = -1, .child_says = -1, .process = -1,
+		.id = order->id, .local = -1, .line = -1, .child_says = -1, .process = -1, .first = make_number(),
 		.in = { .data = malloc(room), .room = room },
 		.out = { .data = malloc(room), .room = room },
 	};
@@ -301,6 +314,7 @@ static bool tell_files(struct link *link, const int *fds, size_t count, size_t l
 	struct buffer *out = &link->out;
 	struct unix_frame frame = { .kind = UNIX_FILE };
 	const size_t most = sizeof(frame) + sizeof(struct unix_told), data = sizeof(frame) + length;
+	const uint64_t first = link->first + link->held.count - count;
 	unsigned char *all = malloc(count * most + data + ROOM_FOR_ENDS);
 	size_t at = 0;
 
@@ -309,7 +323,7 @@ static bool tell_files(struct link *link, const int *fds, size_t count, size_t l
 	for (size_t i = 0; i < count; i++) {
 		struct unix_told told;
 
-		frame.length = (uint32_t)unix_describe(root_fd, fds[i], &told);
+		frame.length = (uint32_t)unix_describe(root_fd, fds[i], first + i, &told);
 		if (!frame.length) {
 			free(all);
 			return false;
@@ -552,6 +566,8 @@ static bool begin_file(struct link *link, const struct unix_frame *frame)
 	memcpy(&passed, link->in.data + link->in.begin + before, sizeof(passed));
 	if (passed.file.words > sizeof(passed.file.handle) / sizeof(passed.file.handle[0]))
 		return false;
+	passed.node = link->owner & OWNERS_NODE;
+	memcpy(link->in.data + link->in.begin + before, &passed, sizeof(passed));
 	link->opens = true;
 	ask_opener(link);
 	return true;
@@ -572,6 +588,7 @@ static bool obey_frame(struct link *link, const struct unix_frame *frame)
 		if (frame->length > link->held.count)
 			return false;
 		close_files(&link->held, frame->length);
+		link->first += frame->length;
 		return true;
 	default:
 		return false;
@@ -962,6 +979,36 @@ static void look_after_awaited(void)
 		set_ticker(false);
 }
 
+/* -- streams ---------------------------------------------------------------------------------- */
+
+/* Returns where the descriptor is that was told to a node by this number, or NULL. */
+static int *find_told(uint32_t owner, uint64_t number)
+{
+	for (const struct link *link = links; link; link = link->next)
+		if (link->owner == owner && number >= link->first && number - link->first < link->held.count)
+			return link->held.fds + (number - link->first);
+	return NULL;
+}
+
+static void give_told(const struct unix_order *order)
+{
+	const int *place = find_told(order->owner, order->id);
+	const int fd = place ? *place : -1;
+	const struct unix_report head = {
+		.kind = UNIX_RESULT, .role = order->role, .id = order->id, .result = fd < 0 ? ECONNRESET : 0,
+	};
+
+	keeper_say(&head, sizeof(head), NULL, 0, fd);
+}
+
+static void close_told(const struct unix_order *order)
+{
+	int *place = find_told(order->owner, order->id);
+
+	if (place)
+		close_one(place);
+}
+
 /* -- what is ordered -------------------------------------------------------------------------- */
 
 static bool is_alive(uint32_t owner, const unsigned char *owners, size_t length)
@@ -1026,6 +1073,12 @@ static void obey(const struct packet *packet, size_t length, int fd)
 	case UNIX_ALIVE:
 		lose_others(packet->data, length);
 		break;
+	case UNIX_TAKE:
+		give_told(order);
+		break;
+	case UNIX_TAKEN:
+		close_told(order);
+		break;
 	default:
 		break;
 	}
@@ -1053,20 +1106,9 @@ static void take_daemon(void)
 static void hear_daemon(void)
 {
 	static struct packet packet;
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec part = { .iov_base = &packet, .iov_len = sizeof(packet) };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
-	};
-	const ssize_t got = recvmsg(keeper_daemon, &message, MSG_CMSG_CLOEXEC);
-	struct cmsghdr *head = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-	int fd = -1;
+	int fd;
+	const ssize_t got = keeper_hear(&packet, sizeof(packet), &fd);
 
-	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
-		memcpy(&fd, CMSG_DATA(head), sizeof(fd));
 	if (got <= 0)
 		keeper_lose_daemon();
 	else if ((size_t)got >= sizeof(packet.order))

@@ -17,6 +17,9 @@ enum unix_order_kind {
 	UNIX_CARRY = 3,		/* with the line to the other keeper: of what is connected */
 	UNIX_DROP = 4,		/* nobody waits for it any more */
 	UNIX_ALIVE = 5,		/* data: owners, uint32_t; what others have is at an end */
+	/* Of a stream that was told to `owner` by this number. */
+	UNIX_TAKE = 6,		/* answered by a RESULT: an errno, or 0 and the descriptor */
+	UNIX_TAKEN = 7,		/* it has been opened for him: here it is closed */
 };
 
 enum { UNIX_NONBLOCK = 1 };	/* flags of CONNECT */
@@ -29,8 +32,8 @@ enum unix_report_kind {
 
 struct unix_order {
 	uint32_t kind;
-	uint32_t role;		/* CONNECT or LISTEN: what has made it; with the id it is its name */
-	uint64_t id;
+	uint32_t role;		/* CONNECT or LISTEN: what has made it; with the id it is its name. Or TAKE */
+	uint64_t id;		/* of TAKE and TAKEN: the number */
 	uint64_t number;	/* of LISTEN: of its abstract name (image/kernel/patches/unix-elsewhere.patch) */
 	uint32_t owner;		/* the other node, in one of its lives */
 	uint32_t type, flags;
@@ -76,9 +79,15 @@ struct unix_frame {
 	uint32_t kind, length;	/* the length of what follows; of OPENED a number */
 } __attribute__((packed));
 
-/* An open file that is passed on: one of the root, or a device that is alike everywhere. */
+/*
+ * An open file that is passed on: one of the root, a device that is alike everywhere, or a stream, as a
+ * pipe or a terminal, which stays and is used from there.
+ */
 struct unix_passed {
-	uint32_t device;	/* the minor number of /dev/null and the like; 0 for a file of the root */
+	uint32_t device;	/* the minor number of /dev/null and the like */
+	uint64_t number;	/* what a stream is to be asked for by; 0 for others */
+	uint32_t node;		/* of the stream, which who hears it knows himself */
+	uint32_t mode, rdev;	/* of the stream, to stat() */
 	uint32_t flags;		/* of open() */
 	int64_t offset;
 	uint32_t in_memory;	/* it is in /dev/shm */

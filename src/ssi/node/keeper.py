@@ -166,13 +166,21 @@ class Asked(Generic[WishT, AnswerT]):
         self._keeper = keeper
         self._waiting: dict[tuple[int, int], tuple[WishT, asyncio.Future[AnswerT]]] = {}
 
-    async def ask(self, owner: int, number: int, wish: WishT, packet: bytes) -> AnswerT:
-        """Have `packet` answered, which says `wish`."""
-        await self._keeper.wait_told()
+    async def ask(
+        self, owner: int, number: int, wish: WishT, packet: bytes, fds: Sequence[int] = ()
+    ) -> AnswerT:
+        """Have `packet` answered, which says `wish`; the descriptors go along, and are closed."""
+        try:
+            await self._keeper.wait_told()
+        except asyncio.CancelledError:
+            close_all(fds)
+            raise
         key = (owner, number)
         if key not in self._waiting:
             self._waiting[key] = wish, asyncio.get_running_loop().create_future()
-            self._keeper.send(packet)
+            self._keeper.send(packet, fds)
+        else:
+            close_all(fds)
         # Another may wait for it: who asked first has asked again.
         return await asyncio.shield(self._waiting[key][1])
 

@@ -20,20 +20,17 @@ class Shared:
     """All of them."""
 
     def __init__(self, cluster: Cluster, ics: Ics, launcher: Launcher, space: ProcessSpace) -> None:
+        devices = Devices(
+            cluster, ics, launcher, space.asking, space.device,
+            space.places.stand_ins.devices_shown,
+        )  # fmt: skip
         self._parts = (
             Fifos(cluster, ics, space.asking, space.device),
-            Devices(
-                cluster,
-                ics,
-                launcher,
-                space.asking,
-                space.device,
-                space.places.stand_ins.devices_shown,
-            ),
+            devices,
             Futexes(space.asking, ics, launcher),
             Ipc(cluster, ics, space),
             Queues(cluster, ics, launcher, space.asking, space.device),
-            UnixSockets(cluster, ics, space.asking, space.device),
+            UnixSockets(cluster, ics, space.asking, space.device, devices.streams),
         )
 
     async def run(self) -> None:

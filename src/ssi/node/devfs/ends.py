@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
+from ssi.common.wire import Message
+from ssi.node.devfs import streams
 from ssi.node.devfs.keeper import Order
 from ssi.node.devfs.places import MAX_I64, MAX_U32, Places
 from ssi.node.process.asking import FOREVER_S, Asking
@@ -62,12 +64,19 @@ class Ends:
         number = wanted.number
         if end := self._kept.find_opened(number):
             return end.handle, end.streams
-        node, path = self._places.find(place)
-        caller = await asyncio.to_thread(read_caller, wanted.thread)
-        words = {**caller.dump(), "number": number, "path": path, "flags": flags}
+        if streams.is_stream(place):
+            streams.check_opener(wanted.thread)
+            question = "stream-open"
+            node, stream = streams.find_stream(place)
+            words: Message = {"number": number, "stream": stream}
+        else:
+            question = "device-open"
+            node, path = self._places.find(place)
+            caller = await asyncio.to_thread(read_caller, wanted.thread)
+            words = {**caller.dump(), "number": number, "path": path, "flags": flags}
         self._opening[number] = node
         try:
-            answer = await self._asking.ask(node, "device-open", words, within_s=FOREVER_S)
+            answer = await self._asking.ask(node, question, words, within_s=FOREVER_S)
         except NodeLost as error:
             raise OSError(errno.EIO, str(error)) from error
         finally:

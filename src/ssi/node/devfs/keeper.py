@@ -127,9 +127,12 @@ class DeviceKeeper:
         """Wait until all ends are known."""
         await self._keeper.wait_told()
 
-    async def do(self, wish: Wish) -> Done:
-        """Have it done. The same wish again has the same answer, until `done`."""
-        return await self._asked.ask(wish.owner, wish.id, wish, pack_order(wish))
+    async def do(self, wish: Wish, fds: Sequence[int] = ()) -> Done:
+        """Have it done. The same wish again has the same answer, until `done`.
+
+        An OPEN may have a descriptor of what is open already; it is closed here.
+        """
+        return await self._asked.ask(wish.owner, wish.id, wish, pack_order(wish), fds)
 
     async def close(self, owner: int, end: int) -> None:
         """Close an end, if it is open."""

@@ -8,8 +8,17 @@ import os
 
 from ssi.common import wire
 from ssi.common.wire import Message
-from ssi.node.devfs.keeper import MAX_DATA, NONBLOCK, DeviceKeeper, Order, Wish, pack_opening
+from ssi.node.devfs.keeper import (
+    MAX_DATA,
+    NONBLOCK,
+    DeviceKeeper,
+    Done,
+    Order,
+    Wish,
+    pack_opening,
+)
 from ssi.node.devfs.places import MAX_I64, MAX_U32, check_path
+from ssi.node.devfs.streams import MAX_STREAM, Streams
 from ssi.node.fifo.pipes import MAX_NUMBER
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
@@ -32,7 +41,9 @@ class Lent:
         self._ready = asyncio.Event()
         self._owners: set[int] = set()
         """Whom the keeper may have something of."""
+        self.streams = Streams(keeper)
         ics.serve("device-open", self._answer_open)
+        ics.serve("stream-open", self._answer_open_stream)
         ics.serve("device-do", self._answer_do)
         ics.serve("device-done", self._answer_done)
         ics.serve("device-cancel", self._answer_cancel)
@@ -57,10 +68,19 @@ class Lent:
             self._owner(call.node), number, Order.OPEN, value=flags,
             data=pack_opening(caller, path),
         )  # fmt: skip
-        done = await self._keeper.do(wish)
+        return self._tell_opened(wish.owner, number, await self._keeper.do(wish))
+
+    async def _answer_open_stream(self, call: Call) -> Message:
+        number = wire.get_int(call.body, "number", 0, MAX_NUMBER)
+        stream = wire.get_int(call.body, "stream", 1, MAX_STREAM)
+        await self._ready.wait()
+        owner = self._owner(call.node)
+        return self._tell_opened(owner, number, await self.streams.open(owner, number, stream))
+
+    def _tell_opened(self, owner: int, number: int, done: Done) -> Message:
         if done.result < 0:
             # Nobody will close what is not open.
-            self._keeper.done(wish.owner, number, 0)
+            self._keeper.done(owner, number, 0)
             return {"error": -done.result}
         return {"error": 0, "end": done.result, "boot": self._boot, "streams": done.streams}
 

@@ -43,6 +43,7 @@ class Devices:
         places = Places()
         self._keeper = DeviceKeeper()
         self._lent = Lent(self._keeper, ics, cluster.node)
+        self.streams = self._lent.streams
         self._tree = Tree(places, asking, ics, self._find_root)
         self._shown = shown
         device.serve_foreign(Ends(places, asking))

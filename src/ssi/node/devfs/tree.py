@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import SsiError, TimedOut
+from ssi.node.devfs import streams
 from ssi.node.devfs.own import QUESTION
 from ssi.node.devfs.places import (
     HOME,
@@ -138,6 +139,8 @@ class Tree:
         name = request.name
         if request.node == fuse.ROOT and (match := HOME.fullmatch(name)):
             return self._home_entry(int(match[1]), "", _FOLDER).pack()
+        if request.node == fuse.ROOT and (stream := streams.look_up(name)):
+            return stream.pack()
         if request.node == fuse.ROOT:
             match = NODE.fullmatch(name)
             if not match or int(match[1]) not in self._asking.alive:
@@ -154,6 +157,8 @@ class Tree:
         if request.node == fuse.ROOT:
             links = 2 + len(self._asking.alive)
             return fuse.pack_attributes(Attributes(fuse.ROOT, FOLDER, links=links), SHORT_S)
+        if streams.is_stream(request.node):
+            raise OSError(errno.ESTALE, "what there is to know was in its name")
         node, path = self._places.find(request.node)
         if node < 0:
             entry = await self._look_at_home(-node, path)

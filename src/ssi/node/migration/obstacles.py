@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.wire import Message
+from ssi.node.devfs.places import FOLDER
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.migration import locks, semaphores, sockets
@@ -40,6 +41,8 @@ NAMESPACES = {
     "ipc": "IPC", "uts": "UTS",
 }  # fmt: skip
 DEVICES = re.compile(r"/dev/(null|zero|full|random|urandom|ssi|console|tty\w*|pts/\d+)")
+STREAMS = f"{FOLDER}/.stream"
+"""What pipes of other nodes are called here (ssi.node.devfs.streams)."""
 OURS = f"/proc/{CONTROL}/"
 KNOWN = frozenset({"eventfd", "eventpoll", "inotify", "signalfd", "timerfd"})
 """Anonymous inodes that CRIU takes along."""
@@ -290,7 +293,8 @@ def _describe(path: Path, target: str, own: Collection[int], *, to_leave: bool) 
     if target.startswith(("pipe:", OURS)):
         return ""
     status = path.stat()
-    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+    is_device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    if is_device or target.startswith(STREAMS):
         return _describe_device(target, status)
     if _moves_along(target, status) or stat.S_ISFIFO(status.st_mode):
         return ""
@@ -299,7 +303,8 @@ def _describe(path: Path, target: str, own: Collection[int], *, to_leave: bool) 
 
 def _describe_device(target: str, status: os.stat_result) -> str:
     if status.st_dev not in {Path(folder).stat().st_dev for folder in ("/dev", "/dev/pts")}:
-        return f"the device {target} of another node"
+        kind = "pipe" if stat.S_ISFIFO(status.st_mode) else "device"
+        return f"the {kind} {target} of another node"
     return "" if DEVICES.fullmatch(target) else f"the device {target}"
 
 

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssi.node.keeper import Keeper
+from ssi.node.keeper import Keeper, close_all
 from ssi.node.peer import Peer
 from ssi.node.root import SYSROOT, USERLAND
 
@@ -37,6 +37,8 @@ class Role(enum.IntEnum):
 
     CONNECT = 1
     LISTEN = 2
+    STREAM = 3
+    """By nothing: it is an order about a stream that was passed on."""
 
 
 class _Order(enum.IntEnum):
@@ -45,6 +47,8 @@ class _Order(enum.IntEnum):
     CARRY = 3
     DROP = 4
     ALIVE = 5
+    TAKE = 6
+    TAKEN = 7
 
 
 class _Report(enum.IntEnum):
@@ -104,7 +108,7 @@ class UnixKeeper:
         self._keeper = Keeper(PROGRAM, SOCKET, str(SYSROOT), str(USERLAND), room=room)
         self._keeper.on_packet = self._hear
         self._keeper.on_lost = self._lose
-        self._waiting: dict[Key, asyncio.Future[tuple[int, bytes]]] = {}
+        self._waiting: dict[Key, asyncio.Future[tuple[int, bytes, Sequence[int]]]] = {}
         self.on_gone: Callable[[int], None] = lambda _id: None
         """Called with the id of a client's connection that has ended."""
 
@@ -119,7 +123,7 @@ class UnixKeeper:
     async def connect(self, wish: Wish, file: bytes) -> Peer:
         """Connect to what is bound to a file; return who listens. Raises OSError."""
         packet = _pack_order(_Order.CONNECT, wish, file, wish.peer.groups)
-        data = await self._do(wish, packet)
+        data, _ = await self._do(wish, packet)
         if len(data) < _PEER.size:
             return _NOBODY
         pid, uid, gid = _PEER.unpack_from(data)
@@ -132,13 +136,17 @@ class UnixKeeper:
         packet = _pack_order(_Order.LISTEN, wish, data, wish.peer.groups)
         await self._do(wish, packet, line)
 
-    async def _do(self, wish: Wish, packet: bytes, line: socket.socket | None = None) -> bytes:
+    async def _do(
+        self, wish: Wish, packet: bytes, line: socket.socket | None = None
+    ) -> tuple[bytes, Sequence[int]]:
         await self.wait_told()
-        future: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[tuple[int, bytes, Sequence[int]]] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._waiting[wish.key] = future
         try:
             self._keeper.send(packet, [os.dup(line.fileno())] if line else [])
-            error, data = await future
+            error, data, fds = await future
         except asyncio.CancelledError:
             self.drop(wish)
             raise
@@ -146,7 +154,20 @@ class UnixKeeper:
             self._waiting.pop(wish.key, None)
         if error:
             raise OSError(error, os.strerror(error))
-        return data
+        return data, fds
+
+    async def take(self, owner: int, stream: int) -> int:
+        """Return a descriptor of what was told to `owner` by this number; raises OSError."""
+        wish = Wish(Role.STREAM, stream, owner, 0, _NOBODY)
+        _, fds = await self._do(wish, _pack_order(_Order.TAKE, wish))
+        if not fds:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return fds[0]
+
+    def end(self, owner: int, stream: int) -> None:
+        """Close it: it is open for its owner."""
+        wish = Wish(Role.STREAM, stream, owner, 0, _NOBODY)
+        self._keeper.send(_pack_order(_Order.TAKEN, wish))
 
     def carry(self, wish: Wish, line: socket.socket) -> None:
         """Have what is connected go on by a line to the other keeper."""
@@ -162,12 +183,14 @@ class UnixKeeper:
         data = b"".join(map(_NUMBER.pack, owners))
         self._keeper.send(_pack_order(_Order.ALIVE, nothing, data))
 
-    def _hear(self, packet: bytes, _fds: Sequence[int]) -> None:
+    def _hear(self, packet: bytes, fds: Sequence[int]) -> None:
         kind, role, number, result = _REPORT.unpack_from(packet)
         if kind == _Report.RESULT:
             future = self._waiting.get((role, number))
             if future and not future.done():
-                future.set_result((result, packet[_REPORT.size :]))
+                future.set_result((result, packet[_REPORT.size :], fds))
+                return
+            close_all(fds)
         elif kind == _Report.TOLD:
             self._keeper.tell()
         elif role == Role.LISTEN:
@@ -177,4 +200,4 @@ class UnixKeeper:
         """It was killed, and all connections with it."""
         for future in self._waiting.values():
             if not future.done():
-                future.set_result((errno.ECONNRESET, b""))
+                future.set_result((errno.ECONNRESET, b"", ()))

@@ -18,6 +18,7 @@ from ssi.common import wire
 from ssi.common.errors import NodeLost, ProtocolError, SsiError
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
+from ssi.node.devfs.streams import Streams
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.keeper import owner_of
@@ -43,12 +44,15 @@ KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 class UnixSockets:
     """This node's part."""
 
-    def __init__(self, cluster: Cluster, ics: Ics, asking: Asking, device: Device) -> None:
+    def __init__(
+        self, cluster: Cluster, ics: Ics, asking: Asking, device: Device, streams: Streams
+    ) -> None:
         self._cluster = cluster
         self._ics = ics
         self._asking = asking
         self._keeper = UnixKeeper()
         self._keeper.on_gone = self._forget
+        streams.source = self._keeper
         self._sending: dict[tuple[bytes, Peer], tuple[int, int]] = {}
         """Who sends datagrams to which file: the id and the number of what stands for it."""
         device.serve_sockets(self._find)
