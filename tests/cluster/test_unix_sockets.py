@@ -388,7 +388,7 @@ def check_without_a_name(giver: Actor, by: int, taker: Actor, to: int) -> None:
 def check_what_is_refused(giver: Actor, by: int, taker: Actor, to: int) -> None:
     """The sender hears it, and nothing has been sent."""
     file = giver.do("open", FILE, os.O_RDONLY)
-    for others in ([0], [file, by], [file, giver.do("open", "/dev/tty", os.O_PATH)]):
+    for others in ([by], [file, by], [file, giver.do("open", "/dev/tty", os.O_PATH)]):
         assert refuses(errno.EPERM, giver, "send_fds", by, "x", others)
     giver.do("flock", file, fcntl.LOCK_SH)
     assert refuses(errno.EPERM, giver, "send_fds", by, "x", [file])

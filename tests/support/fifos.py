@@ -24,7 +24,7 @@ BUSY = {"open": 257, "read": 0, "write": 1, "close": 3, "poll": 7, "connect": 42
 
 # Each order is done by a thread of its own, which says its number first.
 AGENT = """
-import array, fcntl, json, os, select, socket, sys, termios, threading
+import array, fcntl, json, os, select, socket, subprocess, sys, termios, threading
 
 lock = threading.Lock()
 orders, answers = sys.stdin, sys.stdout
@@ -91,6 +91,11 @@ KINDS = {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "packet": soc
 
 def take(fd):
     return socket.socket(fileno=fd)
+
+def give_epoll():
+    one = os.dup((poller := select.epoll()).fileno())
+    poller.close()
+    return one
 
 # Closed by its number, as everything.
 def give(one):
@@ -182,7 +187,13 @@ SOCKETS = {
     "chmod": os.chmod,
 }
 
-DO = {**SOCKETS,
+# Its input is `given`, which it has by its number as well.
+def run(argv, given):
+    done = subprocess.run(argv, stdin=given, pass_fds=[given], capture_output=True)
+    return [done.returncode, done.stdout.decode()]
+
+DO = {**SOCKETS, "pipe": os.pipe, "dup": os.dup, "eventfd": lambda: os.eventfd(0), "run": run,
+      "memfd": lambda: os.memfd_create("x"), "epoll_create": lambda: give_epoll(),
       "control": control, "pread": pread, "pwrite": pwrite, "lseek": os.lseek, "fsync": os.fsync,
       "openpty": lambda: [*(fds := os.openpty()), os.ttyname(fds[1])],
       "isatty": os.isatty, "open": os.open, "close": os.close,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssi.common.errors import ProtocolError
+from ssi.node.devfs import streams
 from ssi.node.devfs.keeper import MAX_GROUPS, pack_opening
 from ssi.node.devfs.own import list_folder, look_at
 from ssi.node.devfs.places import (
@@ -101,3 +102,28 @@ def test_ioctls() -> None:
     assert CONTROLS.items() <= DEVICE_CONTROLS.items()
     # LOOP_SET_FD, LOOP_CONFIGURE, TIOCSCTTY, TIOCCONS
     assert not {0x4C00, 0x4C0A, 0x540E, 0x541D} & DEVICE_CONTROLS.keys()
+
+
+def test_streams_of_other_nodes() -> None:
+    entry = streams.look_up(".stream127-ffffffffffff-10600-0")
+    assert entry
+    place = entry.attributes.node
+    assert stat.S_ISFIFO(entry.attributes.mode)
+    assert streams.is_stream(place)
+    assert streams.find_stream(place) == (127, streams.MAX_STREAM)
+    terminal = streams.look_up(".stream1-1-20600-8801")
+    assert terminal
+    assert terminal.attributes.rdev == encode_device(os.makedev(136, 1))
+    assert not streams.is_stream(2)
+    streams.check_opener(os.getpid())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".stream1-1-10666-0", ".stream1-1-60600-0", ".stream0-1-10600-0", ".stream256-1-10600-0",
+        ".stream1-1000000000000-10600-0", ".stream1-1-10600", ".streams", "node1",
+    ],
+)  # fmt: skip
+def test_no_streams(name: str) -> None:
+    assert streams.look_up(name) is None
