@@ -11,7 +11,7 @@
 enum ghost_order_kind {
 	/* Each is answered by a RESULT, once it is done; asked again by the same answer. */
 	GHOST_READ = 1,		/* value: bytes at most */
-	GHOST_WRITE = 2,	/* data */
+	GHOST_WRITE = 2,	/* data; value, of messages: 1 if one begins here */
 	GHOST_IOCTL = 3,	/* value: command; data: what its argument points to; size: bytes to return */
 	GHOST_IOCTL_VALUE = 4,	/* value: command; size: the argument itself */
 	GHOST_WATCH = 5,	/* value: events of poll; waits until there is one */
@@ -33,6 +33,8 @@ enum ghost_order_kind {
 enum ghost_flags {
 	GHOST_NONBLOCK = 1,
 	GHOST_SETS = 2,		/* a process in the background is stopped for it */
+	GHOST_MESSAGES = 4,	/* of a socket that carries messages: what is read or written are these as in
+				 * messages.h, cut anywhere */
 };
 
 enum ghost_report_kind {

@@ -25,6 +25,7 @@
 #include "children.h"
 #include "ghost.h"
 #include "local.h"
+#include "messages.h"
 
 #define HOMECOMING "/usr/lib/ssi/homecoming"
 
@@ -46,7 +47,8 @@ enum {
 struct task {
 	struct ghost_order order;
 	size_t length, written;
-	bool done;
+	size_t before;		/* bytes of a message that came with orders before this one */
+	bool taken, done;
 	int64_t result;
 	struct task *next;
 	unsigned char data[];
@@ -58,7 +60,15 @@ struct twin {
 	struct twin *next;
 };
 
+/* What is cut of the messages of a socket: of one received, and of one to be sent. */
+struct cut {
+	int fd;
+	struct buffer in, out;
+	struct cut *next;
+};
+
 static struct task *tasks;
+static struct cut *cuts;
 static struct twin *twins;
 static struct local_frame frame;
 static const char *name;
@@ -134,6 +144,39 @@ static int twin_of(int fd)
 	return twin->own;
 }
 
+/* Returns NULL without memory. */
+static struct cut *cut_of(int fd)
+{
+	struct cut *cut = cuts;
+
+	while (cut && cut->fd != fd)
+		cut = cut->next;
+	if (cut)
+		return cut;
+	cut = calloc(1, sizeof(*cut));
+	if (!cut)
+		return NULL;
+	cut->fd = fd;
+	cut->next = cuts;
+	cuts = cut;
+	return cut;
+}
+
+static void forget_cut(int fd)
+{
+	struct cut **place = &cuts, *cut;
+
+	while (*place && (*place)->fd != fd)
+		place = &(*place)->next;
+	cut = *place;
+	if (!cut)
+		return;
+	*place = cut->next;
+	clear(&cut->in);
+	clear(&cut->out);
+	free(cut);
+}
+
 static void close_both(int fd)
 {
 	struct twin **place = &twins, *twin;
@@ -147,6 +190,7 @@ static void close_both(int fd)
 		*place = twin->next;
 		free(twin);
 	}
+	forget_cut(fd);
 	close(fd);
 }
 
@@ -247,6 +291,71 @@ static bool try_write(struct task *task)
 	return true;
 }
 
+static bool has_messages(const struct task *task)
+{
+	return task->order.flags & GHOST_MESSAGES;
+}
+
+static bool try_receive(struct task *task)
+{
+	struct cut *cut = cut_of(task->order.fd);
+	size_t size = task->order.value;
+	ssize_t got = 1;
+
+	if (!cut) {
+		finish(task, -ENOMEM);
+		return true;
+	}
+	/* The rest of a message comes alone: then who asks has it whole. */
+	if (!length_of(&cut->in))
+		while (got > 0 && length_of(&cut->in) < size)
+			got = receive_message(&cut->in, task->order.fd);
+	if (length_of(&cut->in)) {
+		if (length_of(&cut->in) < size)
+			size = length_of(&cut->in);
+		memcpy(task->data, begin_of(&cut->in), size);
+		consume(&cut->in, size);
+		got = (ssize_t)size;
+	} else if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
+		return false;
+	}
+	finish(task, got < 0 ? -errno : got);
+	return true;
+}
+
+/* What it has got of a message that is not sent then, it is given again from the beginning. */
+static bool try_send(struct task *task)
+{
+	struct cut *cut = cut_of(task->order.fd);
+	size_t size;
+
+	if (cut && !task->taken) {
+		if (task->order.value)
+			clear(&cut->out);
+		task->before = length_of(&cut->out);
+		task->taken = append(&cut->out, task->data, task->length);
+	}
+	if (!cut || !task->taken) {
+		finish(task, -ENOMEM);
+		return true;
+	}
+	while ((size = find_message(&cut->out))) {
+		const ssize_t sent = send_message(&cut->out, task->order.fd);
+
+		if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+			return false;
+		if (sent < 0) {
+			finish(task, -errno);
+			clear(&cut->out);
+			return true;
+		}
+		task->written += size - (size < task->before ? size : task->before);
+		task->before -= size < task->before ? size : task->before;
+	}
+	finish(task, (int64_t)task->length);
+	return true;
+}
+
 static bool do_ioctl(struct task *task)
 {
 	const struct ghost_order *order = &task->order;
@@ -295,9 +404,9 @@ static bool try_task(struct task *task)
 {
 	switch (task->order.kind) {
 	case GHOST_READ:
-		return try_read(task);
+		return has_messages(task) ? try_receive(task) : try_read(task);
 	case GHOST_WRITE:
-		return try_write(task);
+		return has_messages(task) ? try_send(task) : try_write(task);
 	case GHOST_IOCTL:
 	case GHOST_IOCTL_VALUE:
 		return do_ioctl(task);
@@ -648,7 +757,7 @@ static short events_of(const struct task *task)
 {
 	switch (task->order.kind) {
 	case GHOST_READ:
-		return POLLIN;
+		return has_messages(task) ? POLLIN | POLLMSG : POLLIN;
 	case GHOST_WRITE:
 		return POLLOUT;
 	default:

@@ -13,8 +13,10 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "buffer.h"
 #include "ghost.h"
 #include "keeper.h"
+#include "messages.h"
 #include "relay.h"
 
 #ifndef SO_PASSRIGHTS
@@ -33,11 +35,6 @@ enum {
 /* In the numbers of our orders to ghosts: the kernel's own requests have none so high. */
 #define OURS ((uint64_t)1 << 50)
 
-struct buffer {
-	unsigned char *data;
-	size_t begin, end, room;
-};
-
 /* What was ordered at the far end and has no answer yet; number 0: nothing. */
 struct wish {
 	uint64_t number;
@@ -49,10 +46,12 @@ struct wish {
 struct relay {
 	struct relay *next;
 	uint32_t number, state, flags, uid, gid;
+	int type, send_room;	/* of its socket */
 	uint32_t serial;
 	uint64_t handle, inode;
 	int near, far;		/* far: the far end, or what keeps it open */
-	struct buffer in, out;
+	struct buffer in, out;	/* bytes, or messages (messages.h) */
+	size_t given;		/* bytes of a message that the far end does not have as a whole yet */
 	bool in_shut, out_told, read_shut;
 	struct wish reading, writing, telling, watching;
 	uint64_t asked;		/* id of FREEZE */
@@ -70,62 +69,25 @@ static uint32_t last_relay;
 
 /* -- bytes ------------------------------------------------------------------------------------ */
 
-static size_t length_of(const struct buffer *buffer)
+static bool is_stream(const struct relay *relay)
 {
-	return buffer->end - buffer->begin;
+	return relay->type == SOCK_STREAM;
 }
 
-/* Returns where `size` bytes may be put at the end; NULL without memory. */
-static unsigned char *make_room(struct buffer *buffer, size_t size)
+static bool is_datagram(const struct relay *relay)
 {
-	const size_t length = length_of(buffer);
-
-	if (length)
-		memmove(buffer->data, buffer->data + buffer->begin, length);
-	buffer->begin = 0;
-	buffer->end = length;
-	if (buffer->room - length < size) {
-		unsigned char *data = realloc(buffer->data, length + size);
-
-		if (!data)
-			return NULL;
-		buffer->data = data;
-		buffer->room = length + size;
-	}
-	return buffer->data + length;
+	return relay->type == SOCK_DGRAM;
 }
 
-static void clear(struct buffer *buffer)
+/* Receives a piece, or a message; as recv(), but 0 is the end. */
+static ssize_t receive(const struct relay *relay, struct buffer *buffer, int fd)
 {
-	free(buffer->data);
-	*buffer = (struct buffer){ 0 };
-}
-
-/* It may have been cleared meanwhile. */
-static void consume(struct buffer *buffer, size_t size)
-{
-	buffer->begin += size < length_of(buffer) ? size : length_of(buffer);
-	if (!length_of(buffer))
-		clear(buffer);
-}
-
-static bool append(struct buffer *buffer, const void *data, size_t size)
-{
-	unsigned char *place = size ? make_room(buffer, size) : NULL;
-
-	if (!place)
-		return !size;
-	memcpy(place, data, size);
-	buffer->end += size;
-	return true;
-}
-
-/* Receives a piece; as recv(). */
-static ssize_t receive(struct buffer *buffer, int fd)
-{
-	unsigned char *place = make_room(buffer, PIECE);
+	unsigned char *place;
 	ssize_t got;
 
+	if (!is_stream(relay))
+		return receive_message(buffer, fd);
+	place = make_room(buffer, PIECE);
 	if (!place) {
 		errno = EAGAIN;
 		return -1;
@@ -136,6 +98,38 @@ static ssize_t receive(struct buffer *buffer, int fd)
 	else if (!length_of(buffer))
 		clear(buffer);
 	return got;
+}
+
+/* Sends what it takes at once, or a message; as send(), but it is taken out. */
+static ssize_t pour(const struct relay *relay, struct buffer *buffer, int fd)
+{
+	ssize_t sent;
+
+	if (!is_stream(relay))
+		return send_message(buffer, fd);
+	sent = send(fd, begin_of(buffer), length_of(buffer), MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (sent > 0)
+		consume(buffer, (size_t)sent);
+	return sent;
+}
+
+/* Whether there is something that can be sent: of a message the rest may be on its way. */
+static bool has_some(const struct relay *relay, const struct buffer *buffer)
+{
+	return is_stream(relay) ? length_of(buffer) : find_message(buffer);
+}
+
+/* Whether the last message is not whole. */
+static bool is_cut(const struct relay *relay, const struct buffer *buffer)
+{
+	struct buffer rest = *buffer;
+	size_t size;
+
+	if (is_stream(relay))
+		return false;
+	while ((size = find_message(&rest)))
+		rest.begin += size;
+	return length_of(&rest);
 }
 
 static bool is_later(void)
@@ -162,12 +156,13 @@ static void say_wish(const struct relay *relay, const struct wish *wish)
 	const struct relay_report head = {
 		.kind = RELAY_WANT, .relay = relay->number, .id = wish->number, .result = wish->value,
 		.handle = relay->handle, .value = wish->order,
+		.flags = is_stream(relay) ? 0 : GHOST_MESSAGES,
 	};
-
-	const size_t length = length_of(&relay->out);
+	const size_t length = length_of(&relay->out) - relay->given;
 
 	if (wish->number)
-		say(&head, relay->out.data + relay->out.begin, wish->size < length ? wish->size : length, -1);
+		say(&head, begin_of(&relay->out) + relay->given, wish->size < length ? wish->size : length,
+		    -1);
 }
 
 static void want(struct relay *relay, struct wish *wish, uint32_t order, int64_t value, size_t size)
@@ -191,6 +186,12 @@ static bool is_ours(const struct relay *relay)
 static bool has(const struct relay *relay, uint32_t flags)
 {
 	return relay->flags & flags;
+}
+
+/* Whether the process itself had shut both halves: then poll says that always, and nothing else matters. */
+static bool is_mute(const struct relay *relay)
+{
+	return has(relay, RELAY_SHUT_READS) && has(relay, RELAY_SHUT_WRITES);
 }
 
 static bool is_hung_up(int fd)
@@ -217,18 +218,59 @@ static void end(struct relay *relay)
 	free(relay);
 }
 
+static void clear_out(struct relay *relay)
+{
+	clear(&relay->out);
+	relay->given = 0;
+}
+
+static void break_in(struct relay *relay)
+{
+	relay->flags |= RELAY_IN_BROKEN;
+	clear(&relay->in);
+}
+
+/* Nobody takes what the socket's process writes. */
+static void break_out(struct relay *relay)
+{
+	relay->flags |= RELAY_OUT_BROKEN;
+	clear_out(relay);
+}
+
 static void lose_far(struct relay *relay)
 {
-	relay->flags |= RELAY_FAR_ENDED | RELAY_OUT_BROKEN;
-	clear(&relay->out);
+	relay->flags |= RELAY_FAR_ENDED | (is_datagram(relay) ? RELAY_FAR_GONE : 0);
+	break_out(relay);
+}
+
+/* Takes an error of writing to the far end. */
+static void fail_out(struct relay *relay, int error)
+{
+	if (!is_datagram(relay) || error == EPIPE) {
+		break_out(relay);
+	} else if (error == ECONNREFUSED || error == ENOTCONN) {
+		/* What it has left is yet to be read. */
+		relay->flags |= RELAY_FAR_GONE;
+		break_out(relay);
+	} else {
+		lose_far(relay);
+	}
+}
+
+/* Takes what poll says of the far end of a pair of sockets of datagrams. */
+static void see_far(struct relay *relay, short seen)
+{
+	if (!(seen & MESSAGE_SHUT))
+		relay->flags |= RELAY_FAR_GONE;
+	break_out(relay);
 }
 
 static void fill_in(struct relay *relay)
 {
-	if (length_of(&relay->in) || has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
+	if (has_some(relay, &relay->in) || has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
 		return;
 	if (is_ours(relay)) {
-		const ssize_t got = receive(&relay->in, relay->far);
+		const ssize_t got = receive(relay, &relay->in, relay->far);
 
 		if (got == 0)
 			relay->flags |= RELAY_FAR_ENDED;
@@ -239,113 +281,165 @@ static void fill_in(struct relay *relay)
 	}
 }
 
+/* Whether nobody reads from the socket any more. */
+static bool is_deaf(const struct relay *relay)
+{
+	if (is_datagram(relay))
+		return look_at_messages(relay->near) & (MESSAGE_GONE | MESSAGE_SHUT);
+	/* It has been closed, or nobody reads from it while it has nothing more to say. */
+	return !relay->in_shut && is_hung_up(relay->near);
+}
+
+/* Whether nothing more comes to the socket, and that can be said: messages that it has not received yet
+ * may have to be taken back (freeze), and it takes no others after the end. */
+static bool is_at_end(const struct relay *relay)
+{
+	return has(relay, RELAY_FAR_ENDED) && !length_of(&relay->in) &&
+		(relay->type != SOCK_SEQPACKET || look_at_messages(relay->near) & MESSAGE_TAKEN);
+}
+
 static void pour_in(struct relay *relay)
 {
-	while (length_of(&relay->in)) {
-		const ssize_t sent = send(relay->near, relay->in.data + relay->in.begin,
-					  length_of(&relay->in), MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (has_some(relay, &relay->in)) {
+		const ssize_t sent = pour(relay, &relay->in, relay->near);
 
 		if (sent < 0 && is_later())
 			break;
-		if (sent < 0) {
-			relay->flags |= RELAY_IN_BROKEN;
-			clear(&relay->in);
-			break;
-		}
-		consume(&relay->in, (size_t)sent);
+		if (sent < 0)
+			break_in(relay);
 	}
-	/* It has been closed, or nobody reads from it while it has nothing more to say. */
-	if (!relay->in_shut && !has(relay, RELAY_IN_BROKEN) && is_hung_up(relay->near)) {
-		relay->flags |= RELAY_IN_BROKEN;
-		clear(&relay->in);
-	}
-	if (has(relay, RELAY_FAR_ENDED) && !length_of(&relay->in) && !relay->in_shut) {
+	if (!has(relay, RELAY_IN_BROKEN) && is_deaf(relay))
+		break_in(relay);
+	if (!relay->in_shut && !is_datagram(relay) && is_at_end(relay)) {
 		(void)shutdown(relay->near, SHUT_WR);
 		relay->in_shut = true;
 	}
-	if (!has(relay, RELAY_IN_BROKEN) || has(relay, RELAY_FAR_ENDED) || relay->read_shut)
-		return;
-	if (is_ours(relay))
-		(void)shutdown(relay->far, SHUT_RD);
-	else if (!relay->telling.number)
-		want(relay, &relay->telling, GHOST_SHUTDOWN, SHUT_RD, 0);
-	else
-		return;
-	relay->read_shut = true;
 }
 
 static void fill_out(struct relay *relay, size_t most)
 {
+	const uint32_t over = RELAY_NEAR_ENDED | (is_datagram(relay) ? 0 : RELAY_OUT_BROKEN);
 	ssize_t got = 1;
 
-	while (got > 0 && length_of(&relay->out) < most &&
-	       !has(relay, RELAY_NEAR_ENDED | RELAY_OUT_BROKEN)) {
-		got = receive(&relay->out, relay->near);
-		if (got == 0 || (got < 0 && !is_later()))
+	while (got > 0 && length_of(&relay->out) < most && !has(relay, over)) {
+		got = receive(relay, &relay->out, relay->near);
+		if (got < 0 && !is_later()) {
+			(void)shutdown(relay->near, SHUT_RD);
 			relay->flags |= RELAY_NEAR_ENDED;
+		} else if (got == 0 && (!is_datagram(relay) ||
+					look_at_messages(relay->near) & MESSAGE_GONE)) {
+			relay->flags |= RELAY_NEAR_ENDED;
+		}
+		if (has(relay, RELAY_OUT_BROKEN))
+			clear_out(relay);
 	}
 }
 
 static void pour_out(struct relay *relay)
 {
 	while (length_of(&relay->out) && !relay->writing.number) {
-		const size_t length = length_of(&relay->out), size = length < PIECE ? length : PIECE;
+		const size_t length = length_of(&relay->out) - relay->given;
 		ssize_t sent;
 
 		if (!is_ours(relay)) {
-			want(relay, &relay->writing, GHOST_WRITE, 0, size);
+			/* A message is begun anew, whatever there is of it. */
+			want(relay, &relay->writing, GHOST_WRITE, !is_stream(relay) && !relay->given,
+			     length < PIECE ? length : PIECE);
 			return;
 		}
-		sent = send(relay->far, relay->out.data + relay->out.begin, length,
-			    MSG_DONTWAIT | MSG_NOSIGNAL);
+		sent = pour(relay, &relay->out, relay->far);
 		if (sent < 0 && is_later())
 			return;
-		if (sent < 0) {
-			relay->flags |= RELAY_OUT_BROKEN;
-			clear(&relay->out);
-			return;
-		}
-		consume(&relay->out, (size_t)sent);
+		if (sent < 0)
+			fail_out(relay, errno);
 	}
+}
+
+/* Takes it that the far end has so many bytes more. */
+static void take_given(struct relay *relay, size_t given)
+{
+	size_t size;
+
+	if (is_stream(relay)) {
+		consume(&relay->out, given);
+		return;
+	}
+	relay->given += given;
+	while ((size = find_message(&relay->out)) && size <= relay->given) {
+		consume(&relay->out, size);
+		relay->given -= size;
+	}
+	if (!length_of(&relay->out))
+		relay->given = 0;
+}
+
+/* Hears when the far end takes nothing more. */
+static void watch_far_end(struct relay *relay)
+{
+	const short events = POLLMSG | (has(relay, RELAY_OUT_BROKEN) ? 0 : MESSAGE_SHUT);
+
+	if (!is_datagram(relay)) {
+		if (!has(relay, RELAY_FAR_ENDED) || has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN))
+			return;
+		if (!is_ours(relay) && !relay->watching.number)
+			want(relay, &relay->watching, GHOST_WATCH, 0, 0);
+		if (is_ours(relay) && is_hung_up(relay->far))
+			break_out(relay);
+	} else if (!has(relay, RELAY_FAR_GONE) && !is_mute(relay)) {
+		if (!is_ours(relay) && !relay->watching.number)
+			want(relay, &relay->watching, GHOST_WATCH, events, 0);
+		if (is_ours(relay) && look_at_messages(relay->far) & events)
+			see_far(relay, look_at_messages(relay->far));
+	}
+}
+
+static bool is_over(const struct relay *relay)
+{
+	if (relay->telling.number)
+		return false;
+	/* Who was on the other side of datagrams hears that by the end of ours. */
+	if (is_datagram(relay))
+		return (has(relay, RELAY_NEAR_ENDED) && !length_of(&relay->out)) ||
+			(has(relay, RELAY_FAR_GONE) && !length_of(&relay->in) &&
+			 has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN));
+	return (relay->in_shut || has(relay, RELAY_IN_BROKEN)) &&
+		has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN);
+}
+
+static bool tell_far(struct relay *relay, int half)
+{
+	if (is_ours(relay))
+		(void)shutdown(relay->far, half);
+	else if (!relay->telling.number)
+		want(relay, &relay->telling, GHOST_SHUTDOWN, half, 0);
+	else
+		return false;
+	return true;
 }
 
 /* Tells either side what the other one has ended. */
 static void pass_on_ends(struct relay *relay)
 {
-	if (has(relay, RELAY_FAR_ENDED) && !has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN)) {
-		if (!is_ours(relay) && !relay->watching.number)
-			want(relay, &relay->watching, GHOST_WATCH, 0, 0);
-		if (is_ours(relay) && is_hung_up(relay->far)) {
-			relay->flags |= RELAY_OUT_BROKEN;
-			clear(&relay->out);
-		}
-	}
-	if (has(relay, RELAY_OUT_BROKEN) && !relay->out_told) {
+	watch_far_end(relay);
+	if (has(relay, RELAY_OUT_BROKEN) && !relay->out_told && !has(relay, RELAY_FAR_GONE)) {
 		(void)shutdown(relay->near, SHUT_RD);
 		relay->out_told = true;
 	}
-	if (!has(relay, RELAY_NEAR_ENDED) || has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN) ||
-	    length_of(&relay->out))
+	if (is_over(relay))
 		return;
-	if (is_ours(relay))
-		(void)shutdown(relay->far, SHUT_WR);
-	else if (!relay->telling.number)
-		want(relay, &relay->telling, GHOST_SHUTDOWN, SHUT_WR, 0);
-	else
-		return;
-	relay->flags |= RELAY_OUT_SHUT;
-}
-
-static bool is_over(const struct relay *relay)
-{
-	return (relay->in_shut || has(relay, RELAY_IN_BROKEN)) && !relay->telling.number &&
-		has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN);
+	if (has(relay, RELAY_IN_BROKEN) && !has(relay, RELAY_FAR_ENDED) && !relay->read_shut)
+		relay->read_shut = tell_far(relay, SHUT_RD);
+	if (has(relay, RELAY_NEAR_ENDED) && !is_datagram(relay) &&
+	    !has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN) && !length_of(&relay->out) &&
+	    tell_far(relay, SHUT_WR))
+		relay->flags |= RELAY_OUT_SHUT;
 }
 
 static bool save(struct relay *relay)
 {
 	const struct relay_saved head = {
 		.flags = relay->flags, .uid = relay->uid, .gid = relay->gid,
+		.type = (uint32_t)relay->type, .send_room = (uint32_t)relay->send_room,
 		.in = (uint32_t)length_of(&relay->in), .out = (uint32_t)length_of(&relay->out),
 	};
 	FILE *file = fdopen(relay->file, "w");
@@ -366,6 +460,12 @@ static void try_freeze(struct relay *relay)
 	if (relay->reading.number || relay->writing.number || relay->telling.number ||
 	    relay->watching.number)
 		return;
+	/* The ghost has the rest. */
+	if (is_cut(relay, &relay->in) && !has(relay, RELAY_FAR_ENDED)) {
+		want(relay, &relay->reading, GHOST_READ, PIECE, 0);
+		return;
+	}
+	relay->given = 0;
 	fill_out(relay, MOST_SAVED);
 	relay->state = RELAY_FROZEN;
 	report(RELAY_RESULT, relay->number, relay->asked, save(relay) ? 0 : -EIO);
@@ -417,6 +517,7 @@ static bool read_bytes(FILE *file, struct buffer *buffer, size_t size)
 /* Reads a file of state, and closes it. */
 static bool load(int fd, struct relay_saved *head, struct buffer *in, struct buffer *out)
 {
+	struct relay like = { 0 };
 	FILE *file = fdopen(fd, "r");
 	bool whole;
 
@@ -428,36 +529,40 @@ static bool load(int fd, struct relay_saved *head, struct buffer *in, struct buf
 		head->out <= MOST_SAVED && read_bytes(file, in, head->in) &&
 		read_bytes(file, out, head->out);
 	(void)fclose(file);
-	return whole;
+	like.type = (int)head->type;
+	return whole && !is_cut(&like, in) && !is_cut(&like, out);
 }
 
 /* SO_PEERCRED of both ends is who makes them. */
 static int make_pair(const struct relay_saved *head, int pair[2])
 {
-	const int none = 0;
+	const int none = 0, half = (int)(head->send_room / 2);
 	int failed;
 
 	if (setegid(head->gid) || seteuid(head->uid))
 		failed = -1;
 	else
-		failed = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
+		failed = socketpair(AF_UNIX, (int)head->type | SOCK_CLOEXEC, 0, pair);
 	if (seteuid(0) || setegid(0))
 		abort();
+	if (failed)
+		return failed;
 	/* A descriptor cannot go along: who sends one is to hear that. */
-	if (!failed)
-		(void)setsockopt(pair[1], SOL_SOCKET, SO_PASSRIGHTS, &none, sizeof(none));
-	return failed;
+	(void)setsockopt(pair[1], SOL_SOCKET, SO_PASSRIGHTS, &none, sizeof(none));
+	/* The kernel doubles what it is told. */
+	(void)setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &half, sizeof(half));
+	return 0;
 }
 
 /* Gives the socket the halves that it has left. */
 static void take_flags(struct relay *relay, uint32_t flags)
 {
 	relay->flags |= flags;
-	if (has(relay, RELAY_NEAR_ENDED | RELAY_OUT_BROKEN)) {
+	if (has(relay, RELAY_NEAR_ENDED) || (has(relay, RELAY_OUT_BROKEN) && !has(relay, RELAY_FAR_GONE))) {
 		(void)shutdown(relay->near, SHUT_RD);
 		relay->out_told = true;
 	}
-	if (has(relay, RELAY_IN_BROKEN)) {
+	if (has(relay, RELAY_IN_BROKEN) && !is_datagram(relay)) {
 		(void)shutdown(relay->near, SHUT_WR);
 		relay->in_shut = true;
 	}
@@ -486,6 +591,8 @@ static void add(const struct relay_order *order, const int come[MOST_COME])
 	relay->state = RELAY_RESTS;
 	relay->uid = saved.uid;
 	relay->gid = saved.gid;
+	relay->type = (int)saved.type;
+	relay->send_room = (int)saved.send_room;
 	relay->handle = (uint64_t)order->value;
 	relay->inode = file.st_ino;
 	relay->near = pair[1];
@@ -494,6 +601,8 @@ static void add(const struct relay_order *order, const int come[MOST_COME])
 	memcpy(relay->move, order->move, sizeof(relay->move));
 	relay->next = relays;
 	relays = relay;
+	/* Before a half is shut: what it has in its socket the process may read all the same. */
+	pour_in(relay);
 	take_flags(relay, saved.flags);
 	head.relay = relay->number;
 	head.result = relay->number;
@@ -502,22 +611,42 @@ static void add(const struct relay_order *order, const int come[MOST_COME])
 	close(pair[0]);
 }
 
-static void freeze(const struct relay_order *order, int file)
+/* Takes messages back that the process has not received; false without memory. Bytes are looked at where
+ * they are. */
+static bool take_back(struct relay *relay, int socket)
+{
+	struct buffer in = { 0 };
+	bool whole = true;
+
+	while (!is_stream(relay) && receive_message(&in, socket) > 0)
+		;
+	if (length_of(&in)) {
+		whole = append(&in, begin_of(&relay->in), length_of(&relay->in));
+		clear(&relay->in);
+		relay->in = in;
+	}
+	return whole;
+}
+
+static void freeze(const struct relay_order *order, const int come[MOST_COME])
 {
 	struct relay *relay = find_relay(order->relay);
+	const bool known = relay && relay->state == RELAY_RUNS;
 	const struct wish *wishes[3];
 
-	if (!relay || relay->state != RELAY_RUNS) {
-		report(RELAY_RESULT, order->relay, order->id, -ESRCH);
-		close(file);
+	if (!known || !take_back(relay, come[1])) {
+		report(RELAY_RESULT, order->relay, order->id, known ? -ENOMEM : -ESRCH);
+		close(come[0]);
+		close(come[1]);
 		return;
 	}
+	close(come[1]);
 	wishes[0] = &relay->reading;
 	wishes[1] = &relay->writing;
 	wishes[2] = &relay->watching;
 	relay->state = RELAY_FREEZES;
 	relay->asked = order->id;
-	relay->file = file;
+	relay->file = come[0];
 	memcpy(relay->move, order->move, sizeof(relay->move));
 	for (size_t i = 0; i < sizeof(wishes) / sizeof(*wishes); i++)
 		if (wishes[i]->number)
@@ -536,11 +665,11 @@ static void give_back(const struct relay_order *order, const int come[MOST_COME]
 		ssize_t got;
 
 		do
-			got = receive(&in, come[1]);
+			got = receive(relay, &in, come[1]);
 		while (got > 0);
 		fill_out(relay, MOST_SAVED);
-		whole = append(&in, relay->in.data + relay->in.begin, length_of(&relay->in)) &&
-			append(&relay->out, out.data + out.begin, length_of(&out));
+		whole = append(&in, begin_of(&relay->in), length_of(&relay->in)) &&
+			append(&relay->out, begin_of(&out), length_of(&out));
 	}
 	if (whole) {
 		const struct buffer before = relay->in;
@@ -584,19 +713,22 @@ static void hear_answer(struct relay *relay, const struct packet *packet, size_t
 		else if (result > 0 ? !append(&relay->in, packet->data, length) : !is_interrupted(result))
 			lose_far(relay);
 	} else if (number == relay->writing.number) {
+		const size_t asked = relay->writing.size;
+
 		relay->writing.number = 0;
-		if (result >= 0) {
-			consume(&relay->out, (size_t)result);
-		} else if (!is_interrupted(result)) {
-			relay->flags |= RELAY_OUT_BROKEN;
-			clear(&relay->out);
-		}
+		if (result >= 0)
+			take_given(relay, (size_t)result);
+		else if (!is_interrupted(result))
+			fail_out(relay, (int)-result);
+		/* The ghost has forgotten what it had of a message. */
+		if (result < (int64_t)asked)
+			relay->given = 0;
 	} else if (number == relay->watching.number) {
 		relay->watching.number = 0;
-		if (!is_interrupted(result)) {
-			relay->flags |= RELAY_OUT_BROKEN;
-			clear(&relay->out);
-		}
+		if (!is_interrupted(result) && is_datagram(relay))
+			see_far(relay, result < 0 ? 0 : (short)result);
+		else if (!is_interrupted(result))
+			break_out(relay);
 	} else if (number == relay->telling.number) {
 		relay->telling.number = 0;
 	}
@@ -613,7 +745,7 @@ static void obey(const struct packet *packet, size_t length, const int come[MOST
 		add(order, come);
 		break;
 	case RELAY_FREEZE:
-		freeze(order, come[0]);
+		freeze(order, come);
 		break;
 	case RELAY_GIVE_BACK:
 		give_back(order, come);
@@ -691,11 +823,19 @@ struct polled {
 static struct pollfd watch_near(const struct relay *relay)
 {
 	struct pollfd poller = { .fd = relay->near };
+	const bool full = length_of(&relay->out) >= MOST_OUT;
 
-	if (length_of(&relay->in))
+	if (has_some(relay, &relay->in))
 		poller.events |= POLLOUT;
-	if (!has(relay, RELAY_NEAR_ENDED | RELAY_OUT_BROKEN) && length_of(&relay->out) < MOST_OUT)
+	if (!has(relay, RELAY_NEAR_ENDED) && !full && !relay->out_told)
 		poller.events |= POLLIN;
+	if (is_datagram(relay) && !has(relay, RELAY_NEAR_ENDED) && !full)
+		poller.events |= POLLMSG;
+	if (is_datagram(relay) && !has(relay, RELAY_IN_BROKEN))
+		poller.events |= POLLMSG | MESSAGE_SHUT;
+	if (relay->type == SOCK_SEQPACKET && has(relay, RELAY_FAR_ENDED) && !length_of(&relay->in) &&
+	    !relay->in_shut)
+		poller.events |= POLLMSG | MESSAGE_TAKEN;
 	/* Otherwise that it is closed, unless it seems so anyway. */
 	if (!poller.events && (relay->in_shut || has(relay, RELAY_IN_BROKEN)))
 		poller.fd = -1;
@@ -705,13 +845,16 @@ static struct pollfd watch_near(const struct relay *relay)
 static struct pollfd watch_far(const struct relay *relay)
 {
 	struct pollfd poller = { .fd = relay->far };
+	const bool told = has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN);
 
 	if (!length_of(&relay->in) && !has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
 		poller.events |= POLLIN;
 	if (length_of(&relay->out))
 		poller.events |= POLLOUT;
-	if (!is_ours(relay) || (!poller.events && (!has(relay, RELAY_FAR_ENDED) ||
-						    has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN))))
+	if (is_datagram(relay) && !has(relay, RELAY_FAR_GONE))
+		poller.events |= POLLMSG | (has(relay, RELAY_OUT_BROKEN) ? 0 : MESSAGE_SHUT);
+	if (!is_ours(relay) || is_mute(relay) ||
+	    (!poller.events && (is_datagram(relay) || !has(relay, RELAY_FAR_ENDED) || told)))
 		poller.fd = -1;
 	return poller;
 }

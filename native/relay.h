@@ -11,8 +11,9 @@ enum relay_order_kind {
 	/* Each is answered by a RESULT with its id. */
 	RELAY_ADD = 1,		/* a socket; with the file of its state, and what keeps its far end open. The
 				 * result is its number, with the socket. It rests until GO_ON. */
-	RELAY_FREEZE = 2,	/* have nothing under way, and write the state into the file that comes along;
-				 * nobody writes to the socket meanwhile */
+	RELAY_FREEZE = 2,	/* have nothing under way, and write the state into the file that comes along,
+				 * with messages that are not received yet from the process's socket, which
+				 * comes along as well; nobody uses that meanwhile */
 	RELAY_GIVE_BACK = 3,	/* with a file of state, and the socket: it was elsewhere, what is in the file
 				 * comes before what is in the socket and behind what was written to it */
 	/* These are not. */
@@ -45,14 +46,17 @@ struct relay_report {
 	uint64_t id;
 	int64_t result;
 	uint64_t handle;
-	uint32_t value, spare;
+	uint32_t value, flags;	/* flags: GHOST_MESSAGES or none */
 	char move[32];
 } __attribute__((packed));
 
-/* A file of state: this, what is on its way to the socket, and what is on its way from it. */
+/* A file of state: this, what is on its way to the socket, and what is on its way from it. Messages are as
+ * in messages.h. */
 struct relay_saved {
 	uint32_t flags;
 	uint32_t uid, gid;	/* SO_PEERCRED's */
+	uint32_t type;		/* SOCK_STREAM and so on */
+	uint32_t send_room;	/* SO_SNDBUF's */
 	uint32_t in, out;	/* bytes */
 } __attribute__((packed));
 
@@ -62,6 +66,10 @@ enum relay_flags {
 	RELAY_IN_BROKEN = 4,	/* nobody reads from the socket any more */
 	RELAY_OUT_BROKEN = 8,	/* the far end takes nothing more */
 	RELAY_OUT_SHUT = 16,	/* the far end knows that nothing more comes */
+	/* Of datagrams. There NEAR_ENDED is that the socket has been closed. */
+	RELAY_FAR_GONE = 32,	/* the other end of the far end has been closed */
+	RELAY_SHUT_READS = 64,	/* halves that the process has shut, which the other end does not hear */
+	RELAY_SHUT_WRITES = 128,
 };
 
 #endif

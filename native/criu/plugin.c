@@ -147,12 +147,10 @@ static bool has_name(socklen_t size)
 static int dump_socket(int fd, int id)
 {
 	struct sockaddr_un own, other;
-	socklen_t own_size = sizeof(own), other_size = sizeof(other), size = sizeof(int);
-	int type = 0;
+	socklen_t own_size = sizeof(own), other_size = sizeof(other);
 
 	(void)id;
-	if (!getenv(MOVE_VARIABLE) || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) ||
-	    type != SOCK_STREAM || getsockname(fd, (struct sockaddr *)&own, &own_size) ||
+	if (!getenv(MOVE_VARIABLE) || getsockname(fd, (struct sockaddr *)&own, &own_size) ||
 	    has_name(own_size) || getpeername(fd, (struct sockaddr *)&other, &other_size) ||
 	    has_name(other_size))
 		return -ENOTSUP;

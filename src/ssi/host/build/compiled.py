@@ -105,6 +105,8 @@ INCLUDED = (
     "filter.h",
     "saved.h",
     "keeper.h",
+    "buffer.h",
+    "messages.h",
     "fifokeeper.h",
     "devicekeeper.h",
     "ipckeeper.h",

@@ -65,11 +65,10 @@ def _describe_unix(socket_: Socket, own: Collection[int], *, to_leave: bool) -> 
     if not socket_.is_half(own):
         return ""
     if not to_leave:
-        return "a Unix socket to another process"
+        # Where its other end is gone nothing is lost but how that is told.
+        return "a Unix socket to another process" if socket_.peer or socket_.unread else ""
     if name := socket_.name or ask_unix(socket_.peer).name:
         return f"a Unix socket connected by the name {name}"
-    if socket_.kind != socket.SOCK_STREAM:
-        return "a Unix socket that carries single messages to another process"
     return ""
 
 
@@ -87,10 +86,13 @@ class Socket:
     unread: int = 0
 
     def is_half(self, own: Collection[int]) -> bool:
-        """Tell whether its other end is none of these, or has left something to be read."""
+        """Tell whether its other end is none of these, or has left something to be read.
+
+        That may be messages without bytes; and a socket of datagrams is told of its end by sending.
+        """
         if self.peer:
             return self.peer not in own
-        return bool(self.state == _ESTABLISHED and self.unread)
+        return self.state == _ESTABLISHED and bool(self.unread or self.kind != socket.SOCK_STREAM)
 
 
 def ask_unix(inode: int) -> Socket:

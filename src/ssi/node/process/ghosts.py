@@ -418,7 +418,7 @@ class Ghosts:
             fd=wire.get_int(call.body, "fd", 0, 2**20),
             value=wire.get_int(call.body, "value", 0, 2**32 - 1),
             size=wire.get_int(call.body, "size", 0, 2**32 - 1),
-            flags=wire.get_int(call.body, "flags", 0, 3), data=wire.get_bytes(call.body, "data"),
+            flags=wire.get_int(call.body, "flags", 0, 7), data=wire.get_bytes(call.body, "data"),
         )  # fmt: skip
         if ghost is None or ghost.held:
             return {"result": -EIO, "data": ""}

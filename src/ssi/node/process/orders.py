@@ -53,6 +53,7 @@ class Flag(enum.IntFlag):
 
     NONBLOCK = 1
     SETS = 2
+    MESSAGES = 4
 
 
 class Report(enum.IntEnum):

@@ -80,6 +80,7 @@ class Want:
     handle: int
     order: int
     value: int
+    flags: int
     data: bytes
 
 
@@ -120,10 +121,13 @@ class RelayKeeper:
         relay.handle, relay.move = handle, move
         return fd
 
-    async def freeze(self, relay: Relay, state: int, move: str) -> None:
-        """Have nothing under way, and all that is written into a file; raises OSError."""
+    async def freeze(self, relay: Relay, state: int, near: int, move: str) -> None:
+        """Have nothing under way, and all that is written into a file; raises OSError.
+
+        `near` is the process's socket: messages that it has not received yet are taken from there.
+        """
         relay.state, relay.move = State.FREEZES, move
-        await self._ask(Order.FREEZE, relay.number, move=move, fds=(state,))
+        await self._ask(Order.FREEZE, relay.number, move=move, fds=(state, near))
         relay.state = State.FROZEN
 
     async def give_back(self, relay: Relay, state: int, near: int) -> None:
@@ -167,7 +171,7 @@ class RelayKeeper:
     # -- reports ---------------------------------------------------------------------------------
 
     def _hear(self, packet: bytes, fds: Sequence[int]) -> None:
-        kind, number, wish, result, handle, value, _, move = _REPORT.unpack_from(packet)
+        kind, number, wish, result, handle, value, flags, move = _REPORT.unpack_from(packet)
         match kind:
             case _Report.RESULT:
                 self._hear_result(wish, result, handle, fds)
@@ -177,7 +181,8 @@ class RelayKeeper:
             case _Report.TOLD:
                 self._keeper.tell()
             case _Report.WANT:
-                self.on_want(Want(number, wish, handle, value, result, packet[_REPORT.size :]))
+                data = packet[_REPORT.size :]
+                self.on_want(Want(number, wish, handle, value, result, flags, data))
             case _Report.CANCEL:
                 self.on_cancel(wish)
             case _Report.DONE:

@@ -63,6 +63,7 @@ class Relays:
         with path.open("rb") as file:
             fd = await self._keeper.add(handle, file.fileno(), far, path.parent.name)
         _set_nonblock(fd, flags)
+        Saved.read(path).shut(fd)
         return fd
 
     async def bring_home(self, fd: int, path: Path, flags: int) -> int:
@@ -80,6 +81,7 @@ class Relays:
         with socket.socket(fileno=os.dup(back)) as one:
             one.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
         _set_nonblock(back, flags)
+        saved.shut(back)
         return back
 
     # -- processes that leave --------------------------------------------------------------------
@@ -90,7 +92,7 @@ class Relays:
         The socket's process does not run; it has shut these halves. Raises OSError.
         """
         with path.open("wb") as file:
-            await self._keeper.freeze(relay, file.fileno(), path.parent.name)
+            await self._keeper.freeze(relay, file.fileno(), near.fileno(), path.parent.name)
         saved = Saved.read(path)
         saved.take(near, halves)
         saved.write(path)
@@ -148,7 +150,7 @@ class Relays:
             self._remembered[want.number] = home, body.id
             words = {
                 "id": body.id, "number": want.number, "order": want.order, "fd": fd,
-                "value": want.value, "size": 0, "flags": 0, "data": wire.put_bytes(want.data),
+                "value": want.value, "size": 0, "flags": want.flags, "data": wire.put_bytes(want.data),
             }  # fmt: skip
             answer = await self._asking.ask(home, "ghost-do", words, within_s=FOREVER_S)
         except (OSError, NodeLost):

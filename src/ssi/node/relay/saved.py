@@ -1,6 +1,6 @@
 """What goes along with a socket: who made it, which halves it has left, and bytes on their way.
 
-native/relay.h has the file's layout.
+native/relay.h has the file's layout, and native/messages.h how messages are among the bytes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import os
 import socket
 import struct
 from pathlib import Path
@@ -20,7 +21,7 @@ SO_PASSRIGHTS = 83
 RECEIVES, SENDS = 1, 2
 """Halves that are shut."""
 
-_HEAD = struct.Struct("=5I")
+_HEAD = struct.Struct("=7I")
 _CREDENTIALS = struct.Struct("=iII")
 _PIECE = 1 << 22
 
@@ -33,6 +34,9 @@ class Flag(enum.IntFlag):
     IN_BROKEN = 4
     OUT_BROKEN = 8
     OUT_SHUT = 16
+    FAR_GONE = 32
+    SHUT_READS = 64
+    SHUT_WRITES = 128
 
 
 NONE = Flag(0)
@@ -50,6 +54,9 @@ class Saved:
     flags: Flag = NONE
     uid: int = 0
     gid: int = 0
+    type: int = socket.SOCK_STREAM
+    send_room: int = 0
+    """Bytes, as SO_SNDBUF counts them."""
     incoming: bytes = b""
     outgoing: bytes = b""
 
@@ -58,8 +65,11 @@ class Saved:
         """Return that of a socket that stays where it is; `halves` as shutdown() counts them."""
         options = far.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, gid = _CREDENTIALS.unpack(options)
-        flags = Flag.NEAR_ENDED | Flag.OUT_SHUT if halves & SENDS else NONE
-        return cls(flags, uid, gid)
+        saved = cls(NONE, uid, gid, far.type)
+        if halves & SENDS and not saved.has_datagrams:
+            saved.flags = Flag.NEAR_ENDED | Flag.OUT_SHUT
+        saved.take_settings(far, halves)
+        return saved
 
     @classmethod
     def read(cls, path: Path) -> Saved:
@@ -67,24 +77,51 @@ class Saved:
         data = path.read_bytes()
         if len(data) < _HEAD.size:
             raise ProtocolError(f"{path.name} is no state of a socket")
-        flags, uid, gid, incoming, outgoing = _HEAD.unpack_from(data)
+        flags, uid, gid, type_, send_room, incoming, outgoing = _HEAD.unpack_from(data)
         begin = _HEAD.size + incoming
         if len(data) != begin + outgoing:
             raise ProtocolError(f"{path.name} has {len(data)} bytes")
-        return cls(Flag(flags), uid, gid, data[_HEAD.size : begin], data[begin:])
+        carried = data[_HEAD.size : begin], data[begin:]
+        return cls(Flag(flags), uid, gid, type_, send_room, *carried)
 
     def write(self, path: Path) -> None:
         """Write it; raises OSError."""
-        head = _HEAD.pack(self.flags, self.uid, self.gid, len(self.incoming), len(self.outgoing))
+        sizes = len(self.incoming), len(self.outgoing)
+        head = _HEAD.pack(self.flags, self.uid, self.gid, self.type, self.send_room, *sizes)
         path.write_bytes(head + self.incoming + self.outgoing)
 
     def take(self, near: socket.socket, halves: int) -> None:
-        """Add what a socket has that was not read, and which halves of it are shut."""
+        """Add what a socket has that was not read, and which halves of it are shut.
+
+        Messages the keeper has taken back already: only the first of them could be looked at.
+        """
         if halves & RECEIVES and not self.flags & Flag.FAR_ENDED:
             self.flags |= Flag.IN_BROKEN
-        with contextlib.suppress(BlockingIOError):
-            unread = near.recv(_PIECE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            self.incoming = unread + self.incoming
+        self.take_settings(near, halves)
+        if self.type == socket.SOCK_STREAM:
+            with contextlib.suppress(BlockingIOError):
+                unread = near.recv(_PIECE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                self.incoming = unread + self.incoming
+
+    def take_settings(self, near: socket.socket, halves: int) -> None:
+        """Take what is the socket's own: its buffer, and halves of which its other end knows nothing."""
+        self.send_room = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        if self.has_datagrams:
+            for half, flag in ((RECEIVES, Flag.SHUT_READS), (SENDS, Flag.SHUT_WRITES)):
+                self.flags |= flag if halves & half else NONE
+
+    def shut(self, fd: int) -> None:
+        """Shut those halves of a new socket of which its other end knows nothing."""
+        with socket.socket(fileno=os.dup(fd)) as one:
+            if self.flags & Flag.SHUT_READS:
+                one.shutdown(socket.SHUT_RD)
+            if self.flags & Flag.SHUT_WRITES:
+                one.shutdown(socket.SHUT_WR)
+
+    @property
+    def has_datagrams(self) -> bool:
+        """Whether it is a socket that tells its other end nothing of its halves."""
+        return self.type == socket.SOCK_DGRAM
 
     @property
     def is_empty(self) -> bool:
