@@ -22,15 +22,17 @@ enum {
 	MESSAGE_HEAD = sizeof(uint32_t),
 	MESSAGE_MOST = 1024 * 1024,	/* bytes */
 	/* What is asked besides POLLMSG. */
-	MESSAGE_WAITS = POLLPRI,
-	MESSAGE_SHUT = POLLRDBAND,	/* of SOCK_DGRAM: its other end receives no more */
-	MESSAGE_TAKEN = POLLRDBAND,	/* of SOCK_SEQPACKET: its other end has received all */
-	MESSAGE_GONE = POLLMSG,		/* of SOCK_DGRAM: its other end has been closed */
+	MESSAGES_WAIT = POLLPRI,
+	MESSAGES_REFUSED = POLLRDBAND,	/* its other end receives no more */
+	MESSAGES_TAKEN = POLLWRBAND,	/* its other end has received all */
+	MESSAGES_OVER = POLLMSG,	/* of SOCK_DGRAM: its other end has been closed */
 };
 
 static short look_at_messages(int fd)
 {
-	struct pollfd poller = { .fd = fd, .events = POLLMSG | POLLPRI | POLLRDBAND | POLLRDHUP };
+	struct pollfd poller = {
+		.fd = fd, .events = POLLMSG | POLLPRI | POLLRDBAND | POLLWRBAND | POLLRDHUP,
+	};
 
 	return poll(&poller, 1, 0) > 0 ? poller.revents : 0;
 }
@@ -59,9 +61,9 @@ static ssize_t receive_message(struct buffer *buffer, int fd)
 	/* That of its other end may have been closed before it read all: it is told before what waits. */
 	if (seen & POLLERR)
 		(void)getsockopt(fd, SOL_SOCKET, SO_ERROR, &most, &room);
-	if (!(seen & MESSAGE_WAITS)) {
+	if (!(seen & MESSAGES_WAIT)) {
 		errno = EAGAIN;
-		return seen & (MESSAGE_GONE | POLLRDHUP | POLLHUP | POLLNVAL) ? 0 : -1;
+		return seen & (MESSAGES_OVER | POLLRDHUP | POLLHUP | POLLNVAL) ? 0 : -1;
 	}
 	/* Of SOCK_SEQPACKET those of all messages. */
 	if (ioctl(fd, FIONREAD, &most))
@@ -98,7 +100,7 @@ static ssize_t send_message(struct buffer *buffer, int fd)
 	ssize_t sent;
 
 	/* To find that out by sending costs what has not been received. */
-	if (look_at_messages(fd) & MESSAGE_GONE) {
+	if (look_at_messages(fd) & MESSAGES_OVER) {
 		errno = ECONNREFUSED;
 		return -1;
 	}

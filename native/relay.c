@@ -257,17 +257,40 @@ static void fail_out(struct relay *relay, int error)
 	}
 }
 
-/* Takes what poll says of the far end of a pair of sockets of datagrams. */
+/* What poll is asked for, to know when the far end takes nothing more. */
+static short far_events(const struct relay *relay)
+{
+	if (is_stream(relay))
+		return 0;
+	return POLLMSG | (has(relay, RELAY_OUT_BROKEN) ? 0 : MESSAGES_REFUSED);
+}
+
+static bool watches_far(const struct relay *relay)
+{
+	if (is_datagram(relay))
+		return !has(relay, RELAY_FAR_GONE) && !is_mute(relay);
+	return !has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN) &&
+		(!is_stream(relay) || has(relay, RELAY_FAR_ENDED));
+}
+
+/* Takes what poll says of the far end. */
 static void see_far(struct relay *relay, short seen)
 {
-	if (!(seen & MESSAGE_SHUT))
+	if (is_datagram(relay) && !(seen & MESSAGES_REFUSED))
 		relay->flags |= RELAY_FAR_GONE;
 	break_out(relay);
 }
 
+/* Whether it was closed, which is seen before all that it has left is read. */
+static bool is_gone(const struct relay *relay)
+{
+	return is_datagram(relay) && look_at_messages(relay->near) & MESSAGES_OVER;
+}
+
 static void fill_in(struct relay *relay)
 {
-	if (has_some(relay, &relay->in) || has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
+	if (has_some(relay, &relay->in) || has(relay, RELAY_FAR_ENDED) ||
+	    (has(relay, RELAY_IN_BROKEN) && !is_gone(relay)))
 		return;
 	if (is_ours(relay)) {
 		const ssize_t got = receive(relay, &relay->in, relay->far);
@@ -276,6 +299,8 @@ static void fill_in(struct relay *relay)
 			relay->flags |= RELAY_FAR_ENDED;
 		else if (got < 0 && !is_later())
 			lose_far(relay);
+		if (has(relay, RELAY_IN_BROKEN))
+			clear(&relay->in);
 	} else if (!relay->reading.number) {
 		want(relay, &relay->reading, GHOST_READ, PIECE, 0);
 	}
@@ -284,10 +309,12 @@ static void fill_in(struct relay *relay)
 /* Whether nobody reads from the socket any more. */
 static bool is_deaf(const struct relay *relay)
 {
-	if (is_datagram(relay))
-		return look_at_messages(relay->near) & (MESSAGE_GONE | MESSAGE_SHUT);
+	if (relay->in_shut)
+		return false;
+	if (!is_stream(relay))
+		return look_at_messages(relay->near) & (MESSAGES_OVER | MESSAGES_REFUSED);
 	/* It has been closed, or nobody reads from it while it has nothing more to say. */
-	return !relay->in_shut && is_hung_up(relay->near);
+	return is_hung_up(relay->near);
 }
 
 /* Whether nothing more comes to the socket, and that can be said: messages that it has not received yet
@@ -295,7 +322,7 @@ static bool is_deaf(const struct relay *relay)
 static bool is_at_end(const struct relay *relay)
 {
 	return has(relay, RELAY_FAR_ENDED) && !length_of(&relay->in) &&
-		(relay->type != SOCK_SEQPACKET || look_at_messages(relay->near) & MESSAGE_TAKEN);
+		(relay->type != SOCK_SEQPACKET || look_at_messages(relay->near) & MESSAGES_TAKEN);
 }
 
 static void pour_in(struct relay *relay)
@@ -326,8 +353,7 @@ static void fill_out(struct relay *relay, size_t most)
 		if (got < 0 && !is_later()) {
 			(void)shutdown(relay->near, SHUT_RD);
 			relay->flags |= RELAY_NEAR_ENDED;
-		} else if (got == 0 && (!is_datagram(relay) ||
-					look_at_messages(relay->near) & MESSAGE_GONE)) {
+		} else if (got == 0 && (!is_datagram(relay) || is_gone(relay))) {
 			relay->flags |= RELAY_NEAR_ENDED;
 		}
 		if (has(relay, RELAY_OUT_BROKEN))
@@ -376,20 +402,17 @@ static void take_given(struct relay *relay, size_t given)
 /* Hears when the far end takes nothing more. */
 static void watch_far_end(struct relay *relay)
 {
-	const short events = POLLMSG | (has(relay, RELAY_OUT_BROKEN) ? 0 : MESSAGE_SHUT);
+	const short events = far_events(relay);
 
-	if (!is_datagram(relay)) {
-		if (!has(relay, RELAY_FAR_ENDED) || has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN))
-			return;
-		if (!is_ours(relay) && !relay->watching.number)
-			want(relay, &relay->watching, GHOST_WATCH, 0, 0);
-		if (is_ours(relay) && is_hung_up(relay->far))
-			break_out(relay);
-	} else if (!has(relay, RELAY_FAR_GONE) && !is_mute(relay)) {
-		if (!is_ours(relay) && !relay->watching.number)
-			want(relay, &relay->watching, GHOST_WATCH, events, 0);
-		if (is_ours(relay) && look_at_messages(relay->far) & events)
-			see_far(relay, look_at_messages(relay->far));
+	if (!watches_far(relay))
+		return;
+	if (!is_ours(relay) && !relay->watching.number) {
+		want(relay, &relay->watching, GHOST_WATCH, events, 0);
+	} else if (is_ours(relay)) {
+		struct pollfd poller = { .fd = relay->far, .events = events };
+
+		if (poll(&poller, 1, 0) > 0 && poller.revents & (events | POLLHUP))
+			see_far(relay, poller.revents);
 	}
 }
 
@@ -427,7 +450,9 @@ static void pass_on_ends(struct relay *relay)
 	}
 	if (is_over(relay))
 		return;
-	if (has(relay, RELAY_IN_BROKEN) && !has(relay, RELAY_FAR_ENDED) && !relay->read_shut)
+	/* What its other end says to one that is gone is lost; the end of ours tells that. */
+	if (has(relay, RELAY_IN_BROKEN) && !has(relay, RELAY_FAR_ENDED) && !relay->read_shut &&
+	    !is_gone(relay))
 		relay->read_shut = tell_far(relay, SHUT_RD);
 	if (has(relay, RELAY_NEAR_ENDED) && !is_datagram(relay) &&
 	    !has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN) && !length_of(&relay->out) &&
@@ -712,6 +737,8 @@ static void hear_answer(struct relay *relay, const struct packet *packet, size_t
 			relay->flags |= RELAY_FAR_ENDED;
 		else if (result > 0 ? !append(&relay->in, packet->data, length) : !is_interrupted(result))
 			lose_far(relay);
+		if (has(relay, RELAY_IN_BROKEN))
+			clear(&relay->in);
 	} else if (number == relay->writing.number) {
 		const size_t asked = relay->writing.size;
 
@@ -725,10 +752,8 @@ static void hear_answer(struct relay *relay, const struct packet *packet, size_t
 			relay->given = 0;
 	} else if (number == relay->watching.number) {
 		relay->watching.number = 0;
-		if (!is_interrupted(result) && is_datagram(relay))
+		if (!is_interrupted(result))
 			see_far(relay, result < 0 ? 0 : (short)result);
-		else if (!is_interrupted(result))
-			break_out(relay);
 	} else if (number == relay->telling.number) {
 		relay->telling.number = 0;
 	}
@@ -831,11 +856,11 @@ static struct pollfd watch_near(const struct relay *relay)
 		poller.events |= POLLIN;
 	if (is_datagram(relay) && !has(relay, RELAY_NEAR_ENDED) && !full)
 		poller.events |= POLLMSG;
-	if (is_datagram(relay) && !has(relay, RELAY_IN_BROKEN))
-		poller.events |= POLLMSG | MESSAGE_SHUT;
+	if (!is_stream(relay) && !has(relay, RELAY_IN_BROKEN) && !relay->in_shut)
+		poller.events |= POLLMSG | MESSAGES_REFUSED;
 	if (relay->type == SOCK_SEQPACKET && has(relay, RELAY_FAR_ENDED) && !length_of(&relay->in) &&
 	    !relay->in_shut)
-		poller.events |= POLLMSG | MESSAGE_TAKEN;
+		poller.events |= POLLMSG | MESSAGES_TAKEN;
 	/* Otherwise that it is closed, unless it seems so anyway. */
 	if (!poller.events && (relay->in_shut || has(relay, RELAY_IN_BROKEN)))
 		poller.fd = -1;
@@ -845,16 +870,13 @@ static struct pollfd watch_near(const struct relay *relay)
 static struct pollfd watch_far(const struct relay *relay)
 {
 	struct pollfd poller = { .fd = relay->far };
-	const bool told = has(relay, RELAY_OUT_SHUT | RELAY_OUT_BROKEN);
-
 	if (!length_of(&relay->in) && !has(relay, RELAY_FAR_ENDED | RELAY_IN_BROKEN))
 		poller.events |= POLLIN;
 	if (length_of(&relay->out))
 		poller.events |= POLLOUT;
-	if (is_datagram(relay) && !has(relay, RELAY_FAR_GONE))
-		poller.events |= POLLMSG | (has(relay, RELAY_OUT_BROKEN) ? 0 : MESSAGE_SHUT);
-	if (!is_ours(relay) || is_mute(relay) ||
-	    (!poller.events && (is_datagram(relay) || !has(relay, RELAY_FAR_ENDED) || told)))
+	if (watches_far(relay))
+		poller.events |= far_events(relay);
+	if (!is_ours(relay) || is_mute(relay) || (!poller.events && !watches_far(relay)))
 		poller.fd = -1;
 	return poller;
 }
