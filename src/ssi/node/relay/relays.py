@@ -150,7 +150,8 @@ class Relays:
             self._remembered[want.number] = home, body.id
             words = {
                 "id": body.id, "number": want.number, "order": want.order, "fd": fd,
-                "value": want.value, "size": 0, "flags": want.flags, "data": wire.put_bytes(want.data),
+                "value": want.value, "size": 0, "flags": want.flags,
+                "data": wire.put_bytes(want.data),
             }  # fmt: skip
             answer = await self._asking.ask(home, "ghost-do", words, within_s=FOREVER_S)
         except (OSError, NodeLost):

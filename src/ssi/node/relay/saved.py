@@ -104,14 +104,14 @@ class Saved:
                 self.incoming = unread + self.incoming
 
     def take_settings(self, near: socket.socket, halves: int) -> None:
-        """Take what is the socket's own: its buffer, and halves of which its other end knows nothing."""
+        """Take what is its own: its buffer, and halves that its other end does not know of."""
         self.send_room = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         if self.has_datagrams:
             for half, flag in ((RECEIVES, Flag.SHUT_READS), (SENDS, Flag.SHUT_WRITES)):
                 self.flags |= flag if halves & half else NONE
 
     def shut(self, fd: int) -> None:
-        """Shut those halves of a new socket of which its other end knows nothing."""
+        """Shut those halves of a new socket that its other end does not know of."""
         with socket.socket(fileno=os.dup(fd)) as one:
             if self.flags & Flag.SHUT_READS:
                 one.shutdown(socket.SHUT_RD)
