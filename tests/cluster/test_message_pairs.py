@@ -168,6 +168,34 @@ for how in (socket.SHUT_RD, socket.SHUT_RDWR):
     run(shut(how), meet(how))
 """
 
+LEFT_ALONE = """
+ready = os.pipe()
+if child := os.fork():
+    os.read(ready[0], 1)
+    for node in (2, 3, 1):
+        move(node, child)
+    os.kill(child, signal.SIGUSR1)
+    end(child)
+else:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    for message in (b"", b"left"):
+        other.send(message)
+    other.close()
+    os.close(ready[0])
+    os.write(ready[1], b"x")
+    os.close(ready[1])
+    signal.sigwait([signal.SIGUSR1])
+    for _ in range(2):
+        select.select([mine], [], [], 20)
+        print(mine.recv(10))
+    for _ in range(100):
+        if (said := attempt(mine.send, b"x")) != 1:
+            break
+        time.sleep(0.05)
+    print(said, flush=True)
+    os._exit(0)
+"""
+
 
 @pytest.fixture(scope="module")
 def trio(ssi: Ssi) -> Iterator[Cluster]:
@@ -192,6 +220,11 @@ def test_ends_are_what_they_are_on_one_node(trio: Cluster, kind: str) -> None:
     here, there = (sorted(trio.python(1, HEAD + ENDS, kind, node).splitlines()) for node in "12")
     assert here == there
     assert len(here) == 12
+
+
+@pytest.mark.parametrize(("kind", "says"), [("DGRAM", "ECONNREFUSED"), ("SEQPACKET", "EPIPE")])
+def test_one_whose_other_end_was_closed_moves(trio: Cluster, kind: str, says: str) -> None:
+    assert trio.python(1, HEAD + LEFT_ALONE, kind) == f"b''\nb'left'\n{says}\n"
 
 
 # -- faults ---------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ class Socket:
     state: int = 0
     peer: int = 0
     """The other end's inode, 0 if there is none."""
+    left: bool = False
+    """Whether there was one that has been closed."""
     name: str = ""
     halves: int = 0
     """Those that are shut, as shutdown() counts them."""
@@ -92,7 +94,7 @@ class Socket:
         """
         if self.peer:
             return self.peer not in own
-        return self.state == _ESTABLISHED and bool(self.unread or self.kind != socket.SOCK_STREAM)
+        return self.left and bool(self.unread or self.kind != socket.SOCK_STREAM)
 
 
 def ask_unix(inode: int) -> Socket:
@@ -109,9 +111,9 @@ def ask_unix(inode: int) -> Socket:
         return Socket()
     _, type_, state, *_ = _TOLD.unpack_from(said, _HEAD.size)
     found = dict(read_attributes(said[_HEAD.size + _TOLD.size : length]))
+    peer = _NUMBER.unpack(found.get(_PEER, bytes(_NUMBER.size)))[0]
     return Socket(
-        type_, state,
-        peer=_NUMBER.unpack(found.get(_PEER, bytes(_NUMBER.size)))[0],
+        type_, state, peer, left=_PEER in found and not peer,
         name=os.fsdecode(found.get(_NAME, b"")).replace("\0", "@"),
         halves=found.get(_HALVES, b"\0")[0],
         unread=_NUMBER.unpack_from(found.get(_QUEUES, bytes(_NUMBER.size)))[0],
