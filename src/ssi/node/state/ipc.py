@@ -86,11 +86,7 @@ class Ipc:
         home = Home.load(message)
         match wire.get_text(message, "do"):
             case "live":
-                name = str(wire.get_int(message, "range", LIVES, RANGES - 1))
-                taken = self.lives.get(name)
-                if taken or not home.is_alive(view) or home in self.lives.values():
-                    return self
-                return dataclasses.replace(self, lives={**self.lives, name: home})
+                return self._live(wire.get_int(message, "range", LIVES, RANGES - 1), home, view)
             case "claim":
                 return self._claim(_check_key(wire.get_text(message, "key")), home, view)
             case "release":
@@ -106,6 +102,12 @@ class Ipc:
                 return self._take(message, home, view)
             case operation:
                 raise ProtocolError(f"unknown operation {operation!r:.40}")
+
+    def _live(self, number: int, home: Home, view: View) -> Ipc:
+        name = str(number)
+        if name in self.lives or not home.is_alive(view) or home in self.lives.values():
+            return self
+        return dataclasses.replace(self, lives={**self.lives, name: home})
 
     def _claim(self, key: str, home: Home, view: View) -> Ipc:
         if key in self.keys or not home.is_alive(view) or len(self.keys) >= MAX_KEYS:

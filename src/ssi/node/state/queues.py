@@ -47,11 +47,7 @@ class Queues:
             case "claim":
                 return self._claim(check_name(wire.get_text(message, "name")), home, view)
             case "release":
-                name = check_name(wire.get_text(message, "name"))
-                if self.homes.get(name) != home:
-                    return self
-                homes = {n: at for n, at in self.homes.items() if n != name}
-                return dataclasses.replace(self, homes=homes)
+                return self._release(check_name(wire.get_text(message, "name")), home)
             case "share":
                 if home in self.lives or not home.is_alive(view):
                     return self
@@ -69,6 +65,12 @@ class Queues:
         if name in there or not home.is_alive(view) or len(there) >= MAX_QUEUES:
             return self
         return dataclasses.replace(self, homes={**there, name: home})
+
+    def _release(self, name: str, home: Home) -> Queues:
+        if self.homes.get(name) != home:
+            return self
+        homes = {n: at for n, at in self.homes.items() if n != name}
+        return dataclasses.replace(self, homes=homes)
 
     def _begin(self, dead: Home, home: Home, view: View) -> Queues:
         """`home` takes the queues of a dead one, unless another does."""
