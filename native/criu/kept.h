@@ -239,13 +239,24 @@ static void spare(pid_t pid)
 	}
 }
 
-static bool read_memory(pid_t keeper, uint64_t address, char *bytes, size_t size)
+static int open_memory(pid_t keeper)
+{
+	char path[64];
+
+	(void)snprintf(path, sizeof(path), REAL_PROC "/%d/mem", keeper);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* What the process itself may not read is read by its file, which takes a copy more. */
+static bool read_memory(pid_t keeper, int memory, uint64_t address, char *bytes, size_t size)
 {
 	while (size) {
 		struct iovec own = { .iov_base = bytes, .iov_len = size };
 		struct iovec kept = { .iov_base = (void *)(uintptr_t)address, .iov_len = size }; // NOLINT
-		const ssize_t some = process_vm_readv(keeper, &own, 1, &kept, 1, 0);
+		ssize_t some = process_vm_readv(keeper, &own, 1, &kept, 1, 0);
 
+		if (some < 0 && errno == EFAULT)
+			some = pread(memory, bytes, size, (off_t)address);
 		if (some <= 0)
 			return false;
 		bytes += some;
@@ -272,6 +283,7 @@ static bool send_all(int connection, const char *bytes, size_t size)
 static void send_pages(int connection, pid_t pid, pid_t keeper)
 {
 	static struct piece piece;
+	const int memory = open_memory(keeper);
 	struct order order;
 	bool is_spared = false;
 
@@ -283,7 +295,8 @@ static void send_pages(int connection, pid_t pid, pid_t keeper)
 			is_spared = true;
 			spare(keeper);
 		}
-		if (order.command != GET || order.pages > PIECE || !read_memory(keeper, order.address, piece.pages, size))
+		if (order.command != GET || order.pages > PIECE ||
+		    !read_memory(keeper, memory, order.address, piece.pages, size))
 			return;
 		piece.head = order;
 		piece.head.command = ADD;

@@ -67,8 +67,11 @@ def is_missing(cluster: Cluster, node: int, pid: str) -> bool:
 
 @pytest.mark.parametrize(
     "what",
-    ["read", "write", "threads", "several", "fork", "remap", "signals", "calls", "start"],
-)
+    [
+        "read", "write", "threads", "several", "protect", "fork", "remap", "signals", "calls",
+        "start",
+    ],
+)  # fmt: skip
 def test_all_of_it_is_there(trio: Cluster, what: str) -> None:
     with held(trio, what, FEW_MIB if what == "fork" else MIB) as (pid, process):
         trio.run(3, "migrate", "2", pid)

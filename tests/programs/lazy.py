@@ -24,6 +24,7 @@ libc.mremap.restype = ctypes.c_void_p
 libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int,
                         ctypes.c_void_p]  # fmt: skip
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -49,6 +50,8 @@ class Waiting(threading.Thread):
 
 
 waiting: list[Waiting] = []
+hidden: list[int] = []
+"""Start and size of memory that nobody may read."""
 
 
 def word(page: int) -> int:
@@ -107,6 +110,12 @@ def threads(memory: Memory) -> int:
 def several(memory: Memory) -> int:
     """Threads that came along are known: the C library has a signal for each go to that one."""
     return memory.check() + sum(not one.hear() for one in waiting)
+
+
+def protect(memory: Memory) -> int:
+    """What nobody may read comes along as well."""
+    wrong = libc.mprotect(*hidden, 3) != 0
+    return wrong + memory.check()
 
 
 def fork(memory: Memory) -> int:
@@ -213,10 +222,13 @@ def wait(memory: Memory) -> int:
 def main() -> None:
     what, mib = sys.argv[-2:]
     act = {one.__name__: one for one in (
-        read, write, threads, several, fork, remap, signals, calls, start, leave, bear, wait,
+        read, write, threads, several, protect, fork, remap, signals, calls, start, leave, bear, wait,
     )}[what]  # fmt: skip
     memory = Memory(int(mib))
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])
+    if act is protect:
+        hidden.extend((memory.start + 8 * PAGE, memory.count // 2 * PAGE))
+        assert libc.mprotect(*hidden, 0) == 0
     if act is several:
         waiting.extend(Waiting() for _ in range(5))
     print(os.getpid(), flush=True)
