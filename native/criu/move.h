@@ -14,10 +14,10 @@
 #define MOVE_VARIABLE "SSI_MOVE"
 /* And, where a process is restored, its PID. */
 #define MOVE_PLACE "SSI_PLACE"
-/* Or, where a process is dumped whose pages follow later: the connection on which they are asked for, the
- * file for where they are, and the process. */
-#define MOVE_LAZY "SSI_LAZY"
-#define MOVE_LAZY_WORDS "%d,%d,%d"
+/* Or, where a process with much memory is dumped: the connection for its pages, the file for where they are,
+ * the process, and whether they follow later (1), when they are asked for, or go at once (0). */
+#define MOVE_PAGES "SSI_PAGES"
+#define MOVE_PAGES_WORDS "%d,%d,%d,%d"
 
 enum { MOVE_ID = 32, MOVE_MAX = 4096 };
 

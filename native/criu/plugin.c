@@ -191,17 +191,19 @@ static bool read_ghost(struct answer *answer, struct ghost *ghost)
 	return true;
 }
 
-/* Returns who keeps the memory that follows, 0 if all of it goes at once, or a negative errno. */
+/* Returns who keeps the memory that follows, 0 if all of it has been sent, or a negative errno. */
 static int keep(void)
 {
-	const char *words = getenv(MOVE_LAZY);
-	int connection, file, pid, failure;
+	const char *words = getenv(MOVE_PAGES);
+	int connection, file, pid, follow, failure;
 	pid_t keeper;
 
 	if (!words)
 		return 0;
-	if (sscanf(words, MOVE_LAZY_WORDS, &connection, &file, &pid) != 3)
+	if (sscanf(words, MOVE_PAGES_WORDS, &connection, &file, &pid, &follow) != 4)
 		return -EINVAL;
+	if (!follow)
+		return send_memory(connection, file, held);
 	keeper = keep_memory(held);
 	if (keeper < 0)
 		return keeper;

@@ -14,7 +14,7 @@
  *   anything of another node's open there does not come to CRIU.
  * - What CRIU knows of this kernel is kept where it can be written.
  * - Before it waits for its page server's word, all that it has said is sent.
- * - Of pages that are brought later (kept.h, pager.c) it hears nothing if there are many.
+ * - Of pages that others send (kept.h) it hears nothing.
  * - It is loaded as libraries that CRIU has no use for here (src/ssi/host/build/compiled.py), as they and
  *   theirs would take most of the time of its start.
  * - Since Linux 6.16 some options of sockets are refused where CRIU expects "off".
@@ -549,21 +549,22 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
 
 /* -- pages ------------------------------------------------------------------------------------ */
 
-/* What follows later: not of CRIU's business, but for what it would find in small mappings. */
+/* Those of large mappings, which are not of CRIU's business. */
 static struct {
 	bool is_known;
-	int connection, file;
+	int connection, file, follow;
 	pid_t pid;
-} lazy = { .connection = -1 };
+} apart = { .connection = -1 };
 
-static bool is_lazy(void)
+static bool are_apart(void)
 {
-	const char *words = getenv(MOVE_LAZY);
+	const char *words = getenv(MOVE_PAGES);
 
-	if (!lazy.is_known && words && sscanf(words, MOVE_LAZY_WORDS, &lazy.connection, &lazy.file, &lazy.pid) != 3)
-		lazy.connection = -1;
-	lazy.is_known = true;
-	return lazy.connection >= 0;
+	if (!apart.is_known && words &&
+	    sscanf(words, MOVE_PAGES_WORDS, &apart.connection, &apart.file, &apart.pid, &apart.follow) != 4)
+		apart.connection = -1;
+	apart.is_known = true;
+	return apart.connection >= 0;
 }
 
 /* It waits for who asks for the pages that it has found; who serves them is not CRIU (kept.h). Otherwise: it keeps
@@ -575,7 +576,7 @@ ssize_t recv(int fd, void *buffer, size_t size, int flags)
 
 	if (!next)
 		find_next("recv", &next);
-	if (is_lazy() && fd == lazy.connection)
+	if (are_apart() && apart.follow && fd == apart.connection)
 		return 0;
 	/* Sends what is queued, corked or not; what is no connection refuses it. */
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -589,7 +590,7 @@ int close(int fd)
 	if (!next)
 		find_next("close", &next);
 	/* It is wanted later. */
-	return is_lazy() && fd == lazy.connection ? 0 : next(fd);
+	return are_apart() && fd == apart.connection ? 0 : next(fd);
 }
 
 /* As linux/fs.h has it; older headers have not. */
@@ -620,7 +621,7 @@ static bool is_locked(void)
 	unsigned long size = 0;
 	FILE *status;
 
-	(void)snprintf(line, sizeof(line), REAL_PROC "/%d/status", lazy.pid);
+	(void)snprintf(line, sizeof(line), REAL_PROC "/%d/status", apart.pid);
 	status = fopen(line, "re");
 	while (status && fgets(line, sizeof(line), status))
 		if (sscanf(line, "VmLck: %lu", &size) == 1)
@@ -640,7 +641,7 @@ static void find_mappings(void)
 	/* CRIU puts what is locked in place by itself. */
 	if (is_locked())
 		return;
-	(void)snprintf(line, sizeof(line), REAL_PROC "/%d/maps", lazy.pid);
+	(void)snprintf(line, sizeof(line), REAL_PROC "/%d/maps", apart.pid);
 	maps = fopen(line, "re");
 	while (maps && mapping_count < MAPPINGS && fgets(line, sizeof(line), maps)) {
 		name[0] = 0;
@@ -655,7 +656,7 @@ static void find_mappings(void)
 		(void)fclose(maps);
 }
 
-static bool follows(const struct page_region *region)
+static bool is_apart(const struct page_region *region)
 {
 	/* Behind what is guarded are no pages. */
 	if (region->categories & IS_GUARD)
@@ -666,7 +667,7 @@ static bool follows(const struct page_region *region)
 	return false;
 }
 
-/* Of the pages that the kernel has told of, those that follow are written down (src/ssi/node/migration/rewrite.py),
+/* Of the pages that the kernel has told of, those apart are written down (src/ssi/node/migration/rewrite.py),
  * and CRIU hears of none of them: it would look at each. Returns how many regions are left, or -1. */
 static int hide_pages(struct page_region *regions, int count)
 {
@@ -677,11 +678,11 @@ static int hide_pages(struct page_region *regions, int count)
 		find_mappings();
 	are_known = true;
 	for (int i = 0; i < count; i++) {
-		const uint64_t pair[2] = { regions[i].start, (regions[i].end - regions[i].start) / PAGE };
+		const struct region one = { regions[i].start, (regions[i].end - regions[i].start) / PAGE };
 
-		if (!follows(&regions[i]))
+		if (!is_apart(&regions[i]))
 			regions[left++] = regions[i];
-		else if (write(lazy.file, pair, sizeof(pair)) != sizeof(pair))
+		else if (write(apart.file, &one, sizeof(one)) != sizeof(one))
 			return -1;
 	}
 	return left;
@@ -703,7 +704,7 @@ int ioctl(int fd, unsigned long request, ...)
 	if (request == UFFDIO_API && ((struct uffdio_api *)argument)->features)
 		((struct uffdio_api *)argument)->features |= UFFD_FEATURE_THREAD_ID;
 	result = next(fd, request, argument);
-	if (request != SCAN_PAGES || result <= 0 || !is_lazy())
+	if (request != SCAN_PAGES || result <= 0 || !are_apart())
 		return result;
 	return hide_pages((struct page_region *)(uintptr_t)((struct pm_scan_arg *)argument)->vec, result); // NOLINT
 }

@@ -114,7 +114,7 @@ def several(memory: Memory) -> int:
 
 def protect(memory: Memory) -> int:
     """What nobody may read comes along as well."""
-    wrong = libc.mprotect(*hidden, 3) != 0
+    wrong = int(libc.mprotect(*hidden, 3) != 0)
     return wrong + memory.check()
 
 
@@ -222,7 +222,8 @@ def wait(memory: Memory) -> int:
 def main() -> None:
     what, mib = sys.argv[-2:]
     act = {one.__name__: one for one in (
-        read, write, threads, several, protect, fork, remap, signals, calls, start, leave, bear, wait,
+        read, write, threads, several, protect, fork, remap, signals, calls, start, leave, bear,
+        wait,
     )}[what]  # fmt: skip
     memory = Memory(int(mib))
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])

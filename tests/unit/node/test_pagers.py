@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ssi.node.migration.criu import FOLLOWING
+from ssi.node.migration.criu import FOLLOWING, Way
 from ssi.node.migration.images import COMMON_MAGIC, Fields, Image
-from ssi.node.migration.pagers import LEAST, add_following, find_missing, is_worth
+from ssi.node.migration.pagers import LEAST, add_following, choose_way, find_missing
 
 LAZY, PRESENT = 2, 4
 OWN = "memory = bytearray(b'x' * {size})"
@@ -64,5 +64,5 @@ def test_whose_memory_follows(script: str, size: int, *, worth: bool) -> None:
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
-        assert is_worth(process.pid) is worth
+        assert (choose_way(process.pid, whole=False) == Way.LATER) is worth
         process.kill()

@@ -95,6 +95,47 @@ def test_pages_become_images(
     assert (start.number(1), len(entries)) == (2, 1)
 
 
+def test_pages_of_large_mappings_come_behind(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    small = {at: os.urandom(PAGE) for at in (0x1000, 0x7000, 0x30000)}
+    large = {at: os.urandom(3 * PAGE) for at in (0x4000, 0x20000)}
+    shared = os.urandom(PAGE)
+
+    def send() -> None:
+        theirs.sendall(head(OPEN, kind=OF_PROCESS, of=77))
+        assert theirs.recv(1) == b"\0"
+        for at, data in small.items():
+            theirs.sendall(head(ADD, flags=PRESENT, count=1, at=at) + data)
+        theirs.sendall(head(OPEN, kind=OF_SHARED, of=5))
+        assert theirs.recv(1) == b"\0"
+        theirs.sendall(head(ADD, flags=PRESENT, count=1) + shared + head(CLOSE))
+        assert theirs.recv(4) == bytes(4)
+        for at, data in large.items():
+            theirs.sendall(head(ADD, flags=PRESENT, count=3, at=at) + data)
+        theirs.sendall(head(FORCE_CLOSE))
+
+    with doing(send):
+        assert pages.receive(ours, tmp_path, 6, apart=True).pages == 7
+    together = sorted({**small, **large}.items())
+    assert (tmp_path / "pages-1.img").read_bytes() == b"".join(data for _, data in together)
+    assert (tmp_path / "pages-2.img").read_bytes() == shared
+    entries = Image(tmp_path / "pagemap-77.img").entries[1:]
+    assert [entry.number(1) for entry in entries] == [at for at, _ in together]
+
+
+def test_pages_that_come_behind_have_an_end(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    theirs.sendall(head(OPEN, kind=OF_PROCESS, of=77) + head(CLOSE))
+    theirs.sendall(head(ADD, flags=PRESENT, count=2, at=0x1000) + bytes(PAGE))
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(ProtocolError):
+        pages.receive(ours, tmp_path, apart=True)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -144,7 +144,8 @@ class Arrivals:
             raise SsiError(f"a move called {move!r:.60}")
         await self._ready.wait()
         criu.check_installed()
-        lazy = wire.get_flag(call.body, "lazy")
+        way = _way_of(call)
+        lazy = way == criu.Way.LATER
         room.check(
             wire.get_int(call.body, "pages", 0, 2**40), self._pagers.count_missing(), lazy=lazy
         )
@@ -152,7 +153,7 @@ class Arrivals:
         try:
             await criu.learn_kernel()
             async with self._land(call) as connection:
-                wishes = await self._receive(call, folder, connection, lazy=lazy)
+                wishes = await self._receive(call, folder, connection, way)
                 arrival = self._begin(move, call.node, wishes, folder)
                 if lazy:
                     self._pagers.start(folder, arrival.pid, call.node, connection)
@@ -218,15 +219,16 @@ class Arrivals:
         return criu.CannotMove(f"node{self._places.node} gets no images: {error}")
 
     async def _receive(
-        self, call: Call, folder: Path, connection: socket.socket, *, lazy: bool
+        self, call: Call, folder: Path, connection: socket.socket, way: criu.Way
     ) -> Message:
         """Have images and pages come into a folder; return what is wished with them."""
         try:
-            if lazy:
+            if way == criu.Way.LATER:
                 await transfer.alone(connection, transfer.receive_images, folder)
             else:
                 own = wire.get_int(call.body, "own", 0, 2**40)
-                receive = functools.partial(transfer.receive_all, expected=own)
+                apart = way == criu.Way.AT_ONCE
+                receive = functools.partial(transfer.receive_all, expected=own, apart=apart)
                 came = await transfer.alone(connection, receive, folder)
                 logger.info(
                     "move %s: %d pages in %.4f s, the first after %.4f s",
@@ -531,6 +533,10 @@ def _opened(folder: Path) -> Iterator[tuple[list[int], list[int]]]:
     finally:
         os.close(images)
         os.close(null)
+
+
+def _way_of(call: Call) -> criu.Way:
+    return criu.Way(wire.get_int(call.body, "way", 0, len(criu.Way) - 1))
 
 
 def _program(arrival: Arrival) -> Program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import errno
 import os
 import re
@@ -14,6 +15,7 @@ import struct
 from pathlib import Path
 
 from ssi.common.errors import SsiError
+from ssi.node.keeper import close_all
 from ssi.node.launcher import Program
 from ssi.node.processes import start_process
 from ssi.node.root import SYSROOT, USERLAND
@@ -27,10 +29,21 @@ CRIU takes a third of the time without them."""
 ENTER = "/run/ssi/enter"
 """What runs a program in another mount namespace: a copy in memory of the root's. It is no wait for
 the root, and starts in a third of nsenter's time."""
-VARIABLE, PLACE, LAZY = "SSI_MOVE", "SSI_PLACE", "SSI_LAZY"
+VARIABLE, PLACE, PAGES = "SSI_MOVE", "SSI_PLACE", "SSI_PAGES"
 FOLLOWING = "following"
-"""Beside the images: pages that follow and of which CRIU knows nothing, addresses and numbers of
-pages in pairs (native/criu/preload.c)."""
+"""Beside the images: pages of which CRIU knows nothing, addresses and numbers of pages in pairs
+(native/criu/preload.c)."""
+
+
+class Way(enum.IntEnum):
+    """How the memory of a process goes."""
+
+    BY_CRIU = 0
+    AT_ONCE = 1
+    """That of large mappings straight from there, behind what CRIU sends."""
+    LATER = 2
+    """When it is asked for."""
+
 
 KNOWN = Path("/run/ssi/public/criu.kdat")
 """What CRIU has found out about this kernel: it would take a tenth of a second each time."""
@@ -124,34 +137,33 @@ async def learn_kernel() -> None:
     partial.rename(KNOWN)
 
 
-def dump(move: str, pid: int, folder: Path, pages: socket.socket, *, lazy: bool = False) -> int:
+def dump(
+    move: str, pid: int, folder: Path, pages: socket.socket, way: Way = Way.BY_CRIU
+) -> int:  # fmt: skip
     """Start a dump of `pid` into `folder`, of its memory to where a connection leads.
 
-    It goes there at once, or as it is asked for behind the dump; then FOLLOWING says where it is.
     What comes of it the plugin tells. Returns CRIU's PID; it is to be reaped.
     """
     number = str(pages.fileno())
-    way = "--lazy-pages" if lazy else "--page-server"
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    following = (folder / FOLLOWING).open("wb", buffering=0) if lazy else None
-    lazily = f"{number},{following.fileno()},{pid}" if following else ""
+    option = "--lazy-pages" if way == Way.LATER else "--page-server"
+    variables = environment(move)
+    fds = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    if way != Way.BY_CRIU:
+        fds.append(os.open(folder / FOLLOWING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        variables[PAGES] = f"{number},{fds[-1]},{pid},{int(way == Way.LATER)}"
     try:
         # Not below the filter: the kernel shows a filter only to who has none.
         return start_process(
             [
                 ENTER, f"/proc/{pid}/ns/mnt", PROGRAM, "dump", "--tree", str(pid),
-                "--images-dir", f"{OWN_FILES}/{fd}", "--leave-running", "--network-lock=skip",
-                "--ghost-limit=64M", "--link-remap", "--file-locks", way, "--ps-socket",
+                "--images-dir", f"{OWN_FILES}/{fds[0]}", "--leave-running", "--network-lock=skip",
+                "--ghost-limit=64M", "--link-remap", "--file-locks", option, "--ps-socket",
                 number, *COMMON,
             ],
-            {**environment(move), **({LAZY: lazily} if lazily else {})},
-            fds=[fd, pages.fileno(), *([following.fileno()] if following else [])],
-            log_path=os.devnull,
+            variables, fds=[*fds, pages.fileno()], log_path=os.devnull,
         )  # fmt: skip
     finally:
-        os.close(fd)
-        if following:
-            following.close()
+        close_all(fds)
 
 
 def restore(move: str, pid: int, *, lazy: bool = False) -> Program:

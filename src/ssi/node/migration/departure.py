@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssi.common.wire import Message
 from ssi.node.migration.barrier import Answer, Verdict
+from ssi.node.migration.criu import Way
 from ssi.node.migration.holder import Holder
 from ssi.node.process.bodies import Body
 from ssi.node.process.family import Child
@@ -36,10 +37,10 @@ class Departure:
     """CRIU, from its start."""
     begun: int = 0
     """When the process began."""
-    lazy: bool = False
-    """Whether its memory follows when it goes on."""
+    way: Way = Way.BY_CRIU
+    """How its memory goes."""
     failure: int = 0
-    """An errno, if its memory cannot be kept for that."""
+    """An errno, if its memory cannot be sent or kept for that."""
     dumped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     answer: asyncio.Future[Answer] = dataclasses.field(
         default_factory=lambda: asyncio.get_running_loop().create_future()

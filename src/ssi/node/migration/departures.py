@@ -24,7 +24,7 @@ from ssi.node.ics.ics import Ics, Stream
 from ssi.node.migration import criu, faults, landing, pagers, rewrite, transfer
 from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
 from ssi.node.migration.clocks import read_clocks
-from ssi.node.migration.criu import CannotMove
+from ssi.node.migration.criu import CannotMove, Way
 from ssi.node.migration.departure import DECIDED, DONE, FOLDER, RECORD, Departure
 from ssi.node.migration.files import Files
 from ssi.node.migration.holder import (
@@ -38,7 +38,7 @@ from ssi.node.migration.holder import (
 )
 from ssi.node.migration.locks import list_locks
 from ssi.node.migration.obstacles import Obstacles, check_right, raise_refusal
-from ssi.node.migration.pagers import Pagers, is_worth
+from ssi.node.migration.pagers import Pagers, choose_way
 from ssi.node.pids import origin_of
 from ssi.node.process.bodies import Body
 from ssi.node.process.caller import MAX_PID, Caller
@@ -166,7 +166,7 @@ class Departures:
         if target == self._places.node:
             return
         departure = await self._prepare(pid, target)
-        departure.lazy = not whole and is_worth(pid)
+        departure.way = choose_way(pid, whole=whole)
         moving = self._tasks.spawn(self._carry(departure))
         await wait_first([asyncio.shield(moving), departure.runs.wait()])
         if not moving.done():
@@ -229,7 +229,7 @@ class Departures:
     ) -> None:
         """Have it dumped, and restored on its new node; raises CannotMove."""
         criu_pid = criu.dump(
-            departure.move, departure.pid, departure.folder, connection, lazy=departure.lazy
+            departure.move, departure.pid, departure.folder, connection, departure.way
         )
         departure.holder = Holder(criu_pid)
         try:
@@ -242,7 +242,7 @@ class Departures:
         finally:
             if not departure.answer.done():
                 departure.answer.set_result(Answer(Verdict.GO_ON))
-            if departure.lazy or not departure.dumped.is_set():
+            if departure.way == Way.LATER or not departure.dumped.is_set():
                 # It may wait for who takes its pages, as may who has those that follow.
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -266,7 +266,7 @@ class Departures:
     async def _reach(self, departure: Departure) -> AsyncIterator[tuple[Stream, socket.socket]]:
         """Have its new node expect it: give a call to say the rest, and a connection for bytes."""
         words = {
-            "move": departure.move, "pages": _count_pages(departure.pid), "lazy": departure.lazy,
+            "move": departure.move, "pages": _count_pages(departure.pid), "way": departure.way,
             "own": pagers.count_own(departure.pid),
         }  # fmt: skip
         async with self._ics.call(departure.target, "arrive", words) as stream:
@@ -295,7 +295,7 @@ class Departures:
         left = await self._files.list_left(departure.pid, owner) if owner else []
         departure.owners = [(owner.home, owner.id) for owner in found.owners.values()]
         rewrite.free_from_node(departure.folder)
-        if departure.lazy:
+        if departure.way == Way.LATER:
             pagers.add_following(departure.folder, departure.pid)
         await asyncio.to_thread(rewrite.find_names, departure.pid, departure.folder)
         departure.verdict = self._choose_verdict(departure, found.kept)
@@ -310,7 +310,7 @@ class Departures:
         try:
             departure.mark("sorted")
             await self._send(departure, connection)
-            if departure.lazy:
+            if departure.way == Way.LATER:
                 # From now on it is a matter between who has the pages and who fetches them.
                 connection.close()
             faults.hit("departure-sent", self._criu_of(departure))
@@ -656,7 +656,7 @@ async def _wait_dumped(departure: Departure, stream: Stream) -> None:
         raise CannotMove(criu.read_errors(departure.folder))
     if departure.failure:
         reason = os.strerror(departure.failure)
-        raise CannotMove(f"its memory cannot be kept ({reason}); migrate -w takes it along")
+        raise CannotMove(f"its memory cannot be sent: {reason}")
 
 
 def _number_of(error: SsiError) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from ssi.common import wire
 from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
-from ssi.node.migration.criu import ENTER, FOLLOWING
+from ssi.node.migration.criu import ENTER, FOLLOWING, Way
 from ssi.node.migration.holder import Holder, wait_first
 from ssi.node.migration.images import Fields, Image
 from ssi.node.migration.kept import Kept
@@ -50,19 +50,18 @@ _MISSES = " um"
 """The kernel's word in smaps for a mapping of which pages may be missing."""
 
 
-def is_worth(pid: int) -> bool:
-    """Tell whether a process has so much memory that it should not wait for it.
-
-    Raises ProcessLookupError.
-    """
+def choose_way(pid: int, *, whole: bool) -> Way:
+    """Return how the memory of a process goes; `whole`: not later. Raises ProcessLookupError."""
     fields = read_status(pid)
     if "RssAnon" not in fields:
         raise ProcessLookupError(pid)  # it has just ended
     own, shared, swapped = (
         int(fields[name][0]) * 1024 for name in ("RssAnon", "RssShmem", "VmSwap")
     )
+    if own < LEAST:
+        return Way.BY_CRIU
     # What is shared is sent at once; what is swapped out would all be in memory at the same time.
-    return own >= LEAST and shared + swapped < LEAST
+    return Way.AT_ONCE if whole or shared + swapped >= LEAST else Way.LATER
 
 
 def count_own(pid: int) -> int:

@@ -69,9 +69,11 @@ def _read(read: Callable[[int], bytes], size: int) -> bytes:
     return data
 
 
-def receive_all(connection: socket.socket, folder: Path, expected: int = 0) -> Received:
+def receive_all(
+    connection: socket.socket, folder: Path, expected: int = 0, *, apart: bool = False
+) -> Received:
     """Write the pages and the other images that come into a folder; raises as these do."""
-    received = pages.receive(connection, folder, expected)
+    received = pages.receive(connection, folder, expected, apart=apart)
     receive_images(connection, folder)
     return received
 
