@@ -139,6 +139,36 @@ def test_whole(trio: Cluster) -> None:
         assert read_all(process) == ["wait on node2: 0 wrong"]
 
 
+# Kills CRIU when it has somebody send, or soon after that.
+KILL_SENDER = """
+migrate -w 2 "$0" >/root/refused 2>&1 &
+export SSI_PROC=local
+until [ $(grep -ls "^TracerPid:.*[1-9]" /proc/[0-9]*/status | wc -l) -gt 1 ]; do
+    kill -0 $! || break
+done
+pkill -9 -x criu
+wait $!
+"""
+
+
+def test_who_has_it_sent_is_killed(trio: Cluster) -> None:
+    for _ in range(3):
+        with held(trio, "wait", MANY_MIB) as (pid, process):
+            moved = trio.try_run(1, "sh", "-c", KILL_SENDER, pid).status == 0
+            if trio.try_run(3, "where_pid", pid).out not in {"1\n", "2\n"}:
+                # It was killed in the moment in which what sends was made of it.
+                assert process.wait() == 128 + 9
+                continue
+            trio.run(3, "kill", "-USR1", pid)
+            if not moved:
+                # It looks as soon as it is on another node.
+                assert trio.run(1, "where_pid", pid) == "1\n"
+                trio.run(1, "migrate", "2", pid)
+            assert read_all(process) == ["wait on node2: 0 wrong"]
+    script = 'export SSI_PROC=local; grep -ls "^TracerPid:.*[1-9]" /proc/[0-9]*/status'
+    wait_until(lambda: trio.try_run(1, "sh", "-c", script).out == "", "nobody is traced")
+
+
 def test_daemons_are_killed_while_it_comes(trio: Cluster) -> None:
     pid = start_alone(trio, MANY_MIB)
     trio.run(1, "sh", "-c", STOP, pid, "2")
