@@ -14,7 +14,10 @@
 #define MOVE_VARIABLE "SSI_MOVE"
 /* And, where a process is restored, its PID. */
 #define MOVE_PLACE "SSI_PLACE"
-/* Or, where a process with much memory is dumped: the connection for its pages, the file for where they are,
+/* Where a process is dumped: the number that the connection for its pages is to have. It is not there from the
+ * beginning: CRIU is loaded while it is being made. */
+#define MOVE_LINE "SSI_LINE"
+/* Where a process with much memory is dumped: the connection for its pages, the file for where they are,
  * the process, and whether they follow later (1), when they are asked for, or go at once (0). */
 #define MOVE_PAGES "SSI_PAGES"
 #define MOVE_PAGES_WORDS "%d,%d,%d,%d"
@@ -31,6 +34,7 @@ enum move_question {
 	MOVE_HELD = 6,		/* from now on the process ends if we do; the answer is that to DUMPED */
 	MOVE_CRIU = 7,		/* it is we who go on as CRIU where a process is restored */
 	MOVE_LOCK = 8,		/* process number waits for a lock of the one that is restored */
+	MOVE_BEGIN = 9,		/* nothing has been done to the process yet; the answer has the connection */
 };
 
 enum move_verdict {

@@ -39,6 +39,7 @@ class Question(enum.IntEnum):
     HELD = 6
     CRIU = 7
     LOCK = 8
+    BEGIN = 9
 
 
 class Verdict(enum.IntEnum):
@@ -76,7 +77,7 @@ _UNKNOWN = {
     Question.DUMPED: Verdict.GO_ON, Question.FILE: Verdict.REFUSED, Question.READY: Verdict.KILL,
     Question.DONE: Verdict.GO_ON, Question.HOME: Verdict.REFUSED,
     Question.HELD: Verdict.GO_ON, Question.CRIU: Verdict.REFUSED,
-    Question.LOCK: Verdict.REFUSED,
+    Question.LOCK: Verdict.REFUSED, Question.BEGIN: Verdict.KILL,
 }  # fmt: skip
 """Of a move that nobody knows: the process stays where it was."""
 

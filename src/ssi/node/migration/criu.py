@@ -29,7 +29,7 @@ CRIU takes a third of the time without them."""
 ENTER = "/run/ssi/enter"
 """What runs a program in another mount namespace: a copy in memory of the root's. It is no wait for
 the root, and starts in a third of nsenter's time."""
-VARIABLE, PLACE, PAGES = "SSI_MOVE", "SSI_PLACE", "SSI_PAGES"
+VARIABLE, PLACE, LINE, PAGES = "SSI_MOVE", "SSI_PLACE", "SSI_LINE", "SSI_PAGES"
 FOLLOWING = "following"
 """Beside the images: pages of which CRIU knows nothing, addresses and numbers of pages in pairs
 (native/criu/preload.c)."""
@@ -138,16 +138,22 @@ async def learn_kernel() -> None:
 
 
 def dump(
-    move: str, pid: int, folder: Path, pages: socket.socket, way: Way = Way.BY_CRIU
+    move: str, pid: int, folder: Path, pages: socket.socket | None, way: Way = Way.BY_CRIU
 ) -> int:  # fmt: skip
     """Start a dump of `pid` into `folder`, of its memory to where a connection leads.
 
-    What comes of it the plugin tells. Returns CRIU's PID; it is to be reaped.
+    Without one it is loaded, and then the plugin asks for it. What comes of it the plugin tells,
+    too. Returns CRIU's PID; it is to be reaped.
     """
-    number = str(pages.fileno())
     option = "--lazy-pages" if way == Way.LATER else "--page-server"
     variables = environment(move)
-    fds = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    fds = [
+        os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
+        os.dup(pages.fileno()) if pages else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC),
+    ]
+    number = str(fds[-1])
+    if pages is None:
+        variables[LINE] = number
     if way != Way.BY_CRIU:
         fds.append(os.open(folder / FOLLOWING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         variables[PAGES] = f"{number},{fds[-1]},{pid},{int(way == Way.LATER)}"
@@ -160,7 +166,7 @@ def dump(
                 "--ghost-limit=64M", "--link-remap", "--file-locks", option, "--ps-socket",
                 number, *COMMON,
             ],
-            variables, fds=[*fds, pages.fileno()], log_path=os.devnull,
+            variables, fds=fds, log_path=os.devnull,
         )  # fmt: skip
     finally:
         close_all(fds)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import secrets
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,10 @@ class Departure:
     """How its memory goes."""
     failure: int = 0
     """An errno, if its memory cannot be sent or kept for that."""
+    line: asyncio.Future[socket.socket | None] = dataclasses.field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """The connection for its images, once it may be dumped; None if it may not."""
     dumped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     answer: asyncio.Future[Answer] = dataclasses.field(
         default_factory=lambda: asyncio.get_running_loop().create_future()

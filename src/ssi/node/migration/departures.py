@@ -183,6 +183,9 @@ class Departures:
         # Meanwhile the other node makes ready for it.
         looking = asyncio.ensure_future(self._look(departure))
         looking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # And CRIU is loaded.
+        criu_pid = criu.dump(departure.move, pid, departure.folder, None, departure.way)
+        departure.holder = Holder(criu_pid)
         try:
             async with self._reach(departure) as (stream, connection):
                 departure.mark("reached")
@@ -195,6 +198,10 @@ class Departures:
             raise
         finally:
             looking.cancel()
+            if not departure.line.done():
+                departure.line.set_result(None)
+            await departure.holder.wait_end()
+            reap(criu_pid)
             self._end(departure)
             if self._leaving.get(pid) is departure:
                 del self._leaving[pid]
@@ -228,10 +235,9 @@ class Departures:
         self, departure: Departure, stream: Stream, connection: socket.socket
     ) -> None:
         """Have it dumped, and restored on its new node; raises CannotMove."""
-        criu_pid = criu.dump(
-            departure.move, departure.pid, departure.folder, connection, departure.way
-        )
-        departure.holder = Holder(criu_pid)
+        assert departure.holder
+        criu_pid = departure.holder.pid
+        departure.line.set_result(connection)
         try:
             faults.hit("departure-begun", criu_pid)
             await _wait_dumped(departure, stream)
@@ -247,7 +253,6 @@ class Departures:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             await departure.holder.wait_end()
-            reap(criu_pid)
 
     def _add(self, departure: Departure) -> None:
         self._all[departure.move] = departure
@@ -606,6 +611,9 @@ class Departures:
             raise CannotMove(f"node{departure.target} is out of reach: {error}") from error
 
     async def _hear(self, departure: Departure, question: Question, number: int) -> Answer:
+        if question == Question.BEGIN:
+            line = await asyncio.shield(departure.line)
+            return Answer(Verdict.GO_ON, os.dup(line.fileno())) if line else Answer(Verdict.KILL)
         if question == Question.DUMPED:
             if number > 0 and not departure.dumped.is_set():
                 self._pagers.kept.add(number)
