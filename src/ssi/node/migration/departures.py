@@ -321,6 +321,9 @@ class Departures:
             faults.hit("departure-sent", self._criu_of(departure))
             if departure.goes_home:
                 await self._hold(departure)
+            elif departure.holder:
+                # What stands for it there is given up for it: not if it is known to stay.
+                departure.holder.check()
             await stream.send(wishes)
             departure.mark("sent")
             await self._await_ready(departure, stream)

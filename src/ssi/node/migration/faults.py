@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 FILE = Path("/run/ssi/public/fault")
@@ -16,6 +18,7 @@ FILE = Path("/run/ssi/public/fault")
 
 REACHED = Path("/run/ssi/public/fault.reached")
 STEP_S = 0.02
+KILLED_S = 5.0
 
 
 def hit(point: str, criu: int = 0) -> bool:
@@ -31,8 +34,10 @@ def hit(point: str, criu: int = 0) -> bool:
         case ["node"]:
             Path("/proc/sysrq-trigger").write_text("c")
         case ["criu"]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(criu or os.getpid(), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError), _opened(criu or os.getpid()) as pidfd:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                # Here, not soon after.
+                select.select([pidfd], [], [], KILLED_S)
         case ["cut"]:
             cut()
         case ["wait"]:
@@ -42,6 +47,15 @@ def hit(point: str, criu: int = 0) -> bool:
         case _:
             os.kill(os.getpid(), signal.SIGKILL)
     return True
+
+
+@contextlib.contextmanager
+def _opened(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
 
 
 def cut() -> None:

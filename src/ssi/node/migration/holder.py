@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import os
+import select
 import signal
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -62,6 +63,11 @@ class Holder:
             os.close(self._fd)
         self._fd = -1
         self.ended.set()
+
+    def check(self) -> None:
+        """Raise HolderKilled if it has ended, be it this moment."""
+        if self._fd < 0 or select.select([self._fd], [], [], 0)[0]:
+            raise HolderKilled
 
     def kill(self) -> None:
         """Have it end."""
