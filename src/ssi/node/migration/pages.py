@@ -39,6 +39,9 @@ PIECE = 1024 * 1024
 so that they are copied once: each of its pages costs a call of the host."""
 
 
+ROOM = "room"
+"""Beside the images: the file for the next pages."""
+
 STEP = 4 * 1024 * 1024
 """Bytes for which memory is found at a time."""
 
@@ -57,18 +60,22 @@ class _Pages:
     """A file of pages, to whose end pages are put from a connection."""
 
     def __init__(self, path: Path, buffer: bytearray) -> None:
+        self._path = path
         self._file = path.open("xb", buffering=0)
         self._buffer = buffer
         self._made = 0
 
+    def rename(self, path: Path) -> None:
+        """Have it be called so."""
+        self._path.rename(path)
+
     def make_room(self, connection: socket.socket, size: int) -> None:
         """Have memory for so many bytes, as far as that is found before something comes."""
-        made, ready = 0, select.poll()
+        ready = select.poll()
         ready.register(connection, select.POLLIN)
-        while made < size and not ready.poll(0):
-            os.posix_fallocate(self._file.fileno(), made, STEP)
-            made += STEP
-        self._made = made
+        while self._made < size and not ready.poll(0):
+            os.posix_fallocate(self._file.fileno(), self._made, STEP)
+            self._made += STEP
 
     def take(self, connection: socket.socket, size: int) -> None:
         """Have the next `size` bytes of a connection at the end."""
@@ -121,16 +128,15 @@ class _Entry:
 class _Memory:
     """One address space: where its pages were, and what was in them."""
 
-    def __init__(
-        self, folder: Path, kind: int, identity: int, number: int, buffer: bytearray
-    ) -> None:
+    def __init__(self, folder: Path, kind: int, identity: int, number: int, pages: _Pages) -> None:
+        pages.rename(folder / f"pages-{number}.img")
+        self._pages = pages
         self._early: collections.deque[tuple[_Entry, bytes]] = collections.deque()
         """What has come before others that may be in front of it."""
         self._map = (folder / f"{_TYPES[kind]}{identity}.img").open("xb")
         try:
             self._map.write(_WORD.pack(COMMON_MAGIC) + _WORD.pack(_PAGEMAP_MAGIC))
             self._map.write(_entry({1: number}))
-            self._pages = _Pages(folder / f"pages-{number}.img", buffer)
         except BaseException:
             self._map.close()
             raise
@@ -164,7 +170,6 @@ class _Memory:
 
     def close(self) -> None:
         self._map.close()
-        self._pages.close()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,6 +193,8 @@ class _Receiver:
         self._memory: _Memory | None = None
         """What the last pages were of."""
         self._process: _Memory | None = None
+        self._room = self._open_pages()
+        """For the pages of the next."""
         self._numbers = self._pages = 0
         self._began = self._first = self._ended = time.monotonic()
 
@@ -196,9 +203,17 @@ class _Receiver:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+        (self._folder / ROOM).unlink()
+
+    def _open_pages(self) -> _Pages:
+        pages = _Pages(self._folder / ROOM, self._buffer)
+        self._opened.callback(pages.close)
+        return pages
 
     def take_all(self, expected: int, *, is_early: bool) -> None:
         """Take what a dump sends; what `is_early` is kept until it is known what comes besides."""
+        # Before the dump says anything it has much to look at.
+        self._room.make_room(self._connection, expected * _PAGE)
         while (head := self._read_head())[0] not in _ENDS:
             command, place, entry = head
             if command == _Command.OPEN:
@@ -238,8 +253,9 @@ class _Receiver:
         if kind not in _TYPES:
             raise ProtocolError(f"pages of kind {kind}")
         self._numbers += 1
-        self._memory = _Memory(self._folder, kind, identity, self._numbers, self._buffer)
+        self._memory = _Memory(self._folder, kind, identity, self._numbers, self._room)
         self._opened.callback(self._memory.close)
+        self._room = self._open_pages()
         # There are no older images in which some of its pages might be.
         self._connection.sendall(b"\0")
         if kind == _OF_PROCESS:
