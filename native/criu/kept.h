@@ -489,7 +489,7 @@ static int serve(int connection, pid_t pid, pid_t keeper)
 		return -errno;
 	server = fork();
 	if (server) {
-		/* It is traced by us or by the server, so that it always ends with one of us. */
+		/* Traced by us until now, and from a moment later on by the server, it ends with who is killed. */
 		(void)ptrace(PTRACE_DETACH, keeper, NULL, NULL);
 		(void)close(told[0]);
 		(void)close(told[1]);

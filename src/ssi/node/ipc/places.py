@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from ssi.node.cluster import Cluster
-from ssi.node.state.ipc import LIVES, MAX_KEYS, Home, Ipc, key_name, object_name, range_of
+from ssi.node.state.ipc import LIVES, MAX_KEYS, Home, Ipc, key_name, may_take, object_name, range_of
 from ssi.node.state.view import View
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,7 @@ class Places:
     def begin(self, dead: Home) -> None:
         """This node is to take what a dead one had, if nobody does."""
         ipc, view = self._known
-        taker = ipc.takers.get(dead.boot)
-        if taker is None or not taker.is_alive(view):
+        if may_take(self.own, dead, ipc.takers, view):
             self._propose("begin", dead=dead.dump())
 
     def take(self, dead: Home, keys: list[str], objects: list[str]) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from ssi.node.cluster import Cluster
 from ssi.node.root import is_mounted, run
-from ssi.node.state.ipc import Home
+from ssi.node.state.ipc import Home, may_take
 from ssi.node.state.queues import MAX_QUEUES, Queues, queue_name
 from ssi.node.state.view import View
 
@@ -165,8 +165,7 @@ class Homes:
         """This node is to take what dead ones had and nobody takes."""
         queues, view = self._known
         for dead in queues.list_dead(view):
-            taker = queues.takers.get(dead.boot)
-            if taker is None or not taker.is_alive(view):
+            if may_take(self.own, dead, queues.takers, view):
                 self._propose("begin", dead=dead.dump())
 
     async def take(self, dead: list[Home], names: list[str]) -> None:

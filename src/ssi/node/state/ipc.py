@@ -44,6 +44,12 @@ class Home:
         return cls(wire.get_int(message, "node", 1, MAX_NODE), wire.get_text(message, "boot"))
 
 
+def may_take(home: Home, dead: Home, takers: Mapping[str, Home], view: View) -> bool:
+    """Tell whether `home` may make anew what a dead one had: nobody else that lives does."""
+    taker = takers.get(dead.boot)
+    return home.is_alive(view) and (taker is None or not taker.is_alive(view))
+
+
 def key_name(kind: int, key: int) -> str:
     """Return what an object with a key is called."""
     return f"{kind}-{key & 0xFFFFFFFF:08x}"
@@ -119,10 +125,7 @@ class Ipc:
 
     def _begin(self, dead: Home, home: Home, view: View) -> Ipc:
         """`home` takes what a dead one had, unless another does."""
-        taker = self.takers.get(dead.boot)
-        if dead not in self.list_dead(view) or not home.is_alive(view):
-            return self
-        if taker and taker.is_alive(view):
+        if dead not in self.list_dead(view) or not may_take(home, dead, self.takers, view):
             return self
         return dataclasses.replace(self, takers={**self.takers, dead.boot: home})
 

@@ -10,7 +10,7 @@ from urllib.parse import quote_from_bytes
 from ssi.common import wire
 from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
-from ssi.node.state.ipc import Home
+from ssi.node.state.ipc import Home, may_take
 from ssi.node.state.view import View
 
 MAX_QUEUES = 1000
@@ -74,10 +74,7 @@ class Queues:
 
     def _begin(self, dead: Home, home: Home, view: View) -> Queues:
         """`home` takes the queues of a dead one, unless another does."""
-        taker = self.takers.get(dead.boot)
-        if dead not in self.list_dead(view) or not home.is_alive(view):
-            return self
-        if taker and taker.is_alive(view):
+        if dead not in self.list_dead(view) or not may_take(home, dead, self.takers, view):
             return self
         return dataclasses.replace(self, takers={**self.takers, dead.boot: home})
 
