@@ -23,7 +23,9 @@
 
 #include "become.h"
 #include "kept.h"
+#include "loose.h"
 #include "move.h"
+#include "sent.h"
 
 /* As criu/include/criu-plugin.h has them; they are a stable interface. */
 enum { STAGE_DUMP = 0 };

@@ -28,6 +28,9 @@ enum { TRACED_GETSIGMASK = 0x420a, TRACED_SETSIGMASK = 0x420b };
 
 enum { TRACED_STOPS = 64, TRACED_LINE = 512, TRACED_VDSO = 1 << 16 };
 
+/* More than a red zone. */
+enum { TRACED_BELOW = 1024 };
+
 struct traced {
 	pid_t pid;
 	struct user_regs_struct before;
@@ -142,6 +145,12 @@ static long call(const struct traced *traced, long number, uint64_t a, uint64_t 
 		stops += regs.orig_rax == (uint64_t)number;
 	}
 	return stops == 2 ? (long)regs.rax : -EIO;
+}
+
+/* Returns a place below what is on its stack. */
+static uint64_t find_room(const struct traced *traced)
+{
+	return (traced->before.rsp - TRACED_BELOW) & ~(uint64_t)15;
 }
 
 #endif

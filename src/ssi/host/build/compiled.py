@@ -117,8 +117,10 @@ INCLUDED = (
     "libssi/libssi.map",
     "criu/become.h",
     "criu/kept.h",
+    "criu/loose.h",
     "criu/move.h",
     "criu/pages.h",
+    "criu/sent.h",
     "criu/traced.h",
 )
 """What is used besides."""
