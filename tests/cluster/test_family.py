@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from ssi.host.paths import TOP
-from support.clusters import Cluster, Ssi, kill_daemon, started, wait_until
+from support.clusters import Cluster, Ssi, kill_daemon, set_fault, started, wait_until
 from support.terminal import PASSWORD, Terminal, attached
 
 PROGRAM = (TOP / "tests/programs/parent.py").read_text()
@@ -169,6 +169,30 @@ def test_children_move_as_well(trio: Cluster, parent: Parent) -> None:
         assert trio.run(2, "ps", "-o", "ppid=", "-p", pid).split() == [parent.pid]
         trio.run(1, "kill", pid)
         assert parent.wait(pid) == signal.SIGTERM
+    assert parent.ask("poll") == ["none"]
+
+
+FAILURES = [
+    (2, "arrival-called criu"), (2, "arrival-restoring"), (2, "arrival-restoring criu"),
+    (2, "arrival-ready criu"), (2, "arrival-ended criu"),
+]  # fmt: skip
+"""Where what goes wrong when what stood for a child is given up."""
+
+
+@pytest.mark.parametrize(
+    ("source", "node", "fault"),
+    [*((source, *one) for source in (1, 3) for one in FAILURES), (1, 1, "departure-ready criu")],
+)
+def test_one_that_fails_to_come_to_its_parent_ends(
+    trio: Cluster, parent: Parent, source: int, node: int, fault: str
+) -> None:
+    child = parent.fork()
+    move(trio, parent.pid, 2)
+    move(trio, child, source)
+    set_fault(trio, node, fault)
+    trio.try_run(3, "migrate", "2", child)
+    # Its parent sees it die, and so it must not live anywhere: check_empty.
+    assert parent.wait(child) == signal.SIGKILL
     assert parent.ask("poll") == ["none"]
 
 

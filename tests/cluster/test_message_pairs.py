@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from ssi.host.paths import TOP
-from support.clusters import Cluster, Ssi, kill_daemon, started, wait_until
+from support.clusters import Cluster, Ssi, kill_daemon, set_fault, started, wait_until
+from support.pairs import HEAD, SAID, Pair
 
 PROGRAM = TOP / "tests/programs/messages.py"
-STOP, SAID, OVER = "/root/messages.stop", "/root/messages.said", "/root/messages.over"
+OVER = "/root/messages.over"
 
 KINDS = ["DGRAM", "SEQPACKET"]
-
-HEAD = """\
-import errno, os, select, signal, socket, stat, subprocess, sys, time
-KIND = getattr(socket, "SOCK_" + sys.argv[1])
-mine, other = socket.socketpair(socket.AF_UNIX, KIND)
-
-def move(node, pid):
-    subprocess.run(["migrate", str(node), str(pid)], check=True)
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def fork():
-    if child := os.fork():
-        other.close()
-        mine.recv(1)  # from now on each has one end
-    else:
-        mine.close()
-        other.send(b"+")
-    return child
-
-def attempt(do, *words):
-    try:
-        return do(*words)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-"""
 
 SIZES = """
 SENT = (b"before", b"", b"y" * 200000, b"")
@@ -233,32 +206,13 @@ def test_one_whose_other_end_was_closed_moves(trio: Cluster, kind: str, says: st
 # -- faults ---------------------------------------------------------------------------------------
 
 
-def start_messages(cluster: Cluster) -> dict[str, str]:
-    """Have PROGRAM run; return the PIDs of the parent and the child."""
-    # Of its own session: daemons die, and commands of the host with them.
-    begin = f"setsid python3 /root/messages.py {STOP} </dev/null >{SAID} 2>&1 &"
-    cluster.run(1, "sh", "-c", f"rm -f {STOP}; cd /; {begin}")
-    wait_until(lambda: "pids" in cluster.run(1, "cat", SAID), "it has begun")
-    _, parent, child = cluster.run(1, "cat", SAID).split()
-    return {"parent": parent, "child": child}
-
-
-def check_whole(cluster: Cluster) -> None:
+def check_whole(pair: Pair) -> None:
     """Have PROGRAM end, and all have come that was sent."""
-    cluster.run(1, "touch", STOP)
-    wait_until(lambda: "ended" in cluster.try_run(1, "cat", SAID).out, "it ends", within_s=120)
-    said = [line.split() for line in cluster.run(1, "cat", SAID).splitlines()]
-    assert said[-1] == ["ended", "0"], said
-    came = {(name, what): rest for name, what, *rest in said[1:-1]}
+    came = pair.stop()
     assert len(came) == 8
     for name, what in came:
         assert int(came[name, what][0]) > 50
         assert came[name, "sent"] == came[name, "arrived"]
-
-
-def move(cluster: Cluster, node: int, pid: str, by: int = 1) -> bool:
-    """Move a process; tell whether it has moved."""
-    return cluster.try_run(by, "migrate", str(node), pid).status == 0
 
 
 FAULTS = (
@@ -270,25 +224,20 @@ FAULTS = (
 @pytest.mark.timeout(300)
 def test_no_message_is_lost_with_a_daemon(trio: Cluster) -> None:
     """Both ends move while daemons and CRIU are killed: away, on, home, in turn."""
-    pids = start_messages(trio)
+    pair = Pair(trio, "messages.py")
     ways = itertools.cycle([("child", 1, 2), ("child", 2, 3), ("parent", 1, 2), ("child", 3, 1)])
     places = {"child": 1, "parent": 1}
     for fault, (who, source, target) in zip(FAULTS, ways, strict=False):
         if places[who] != source:
-            assert move(trio, source, pids[who])
-        script = f"echo {fault} >/run/ssi/public/fault"
-        node = source if fault.startswith("departure") else target
-        words = ("exec", "-c", str(trio.number), "--ramdisk", str(node), "--", "sh", "-c", script)
-        trio.ssi(*words)
+            assert pair.move(who, source)
+        set_fault(trio, source if fault.startswith("departure") else target, fault)
         # Of who has nothing to do with it no daemon dies.
-        by = 6 - source - target
-        # What a refused move has left on the target may take a moment to end.
-        wait_until(partial(move, trio, target, pids[who], by), f"it moves after {fault}")
+        pair.wait_moved(who, target, 6 - source - target)
         places[who] = target
     for node in (1, 2, 3):
         kill_daemon(trio, node)
     wait_until(lambda: trio.try_run(1, "true").status == 0, "a daemon answers")
-    check_whole(trio)
+    check_whole(pair)
 
 
 NODE_DIES = """

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from ssi.host.paths import TOP
-from support.clusters import Cluster, Ssi, kill_daemon, started, wait_until
+from support.clusters import Cluster, Ssi, kill_daemon, set_fault, started, wait_until
+from support.pairs import HEAD, SAID, Pair
 
 PROGRAM = TOP / "tests/programs/pairs.py"
-STOP, SAID = "/root/pairs.stop", "/root/pairs.said"
-
-HEAD = """\
-import os, select, signal, socket, stat, subprocess, sys, time
-mine, other = socket.socketpair()
-
-def move(node, pid):
-    subprocess.run(["migrate", str(node), str(pid)], check=True)
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def fork():
-    if child := os.fork():
-        other.close()
-        mine.recv(1)  # from now on each has one end
-    else:
-        mine.close()
-        other.send(b"+")
-    return child
-"""
 
 IS_A_SOCKET = """
 if child := fork():
@@ -140,7 +119,7 @@ if child := fork():
     move(2, child)
     sent = fill(mine)
     move(3, child)
-    move(int(sys.argv[1]), child)
+    move(int(sys.argv[2]), child)
     os.kill(child, signal.SIGUSR1)
     print(sent, take(mine), flush=True)
     end(child)
@@ -207,7 +186,7 @@ def test_halves_that_are_shut(trio: Cluster) -> None:
 @pytest.mark.parametrize("node", [1, 2, 3])
 def test_who_writes_waits_for_a_reader(trio: Cluster, node: int) -> None:
     """What was written is read at another place, none of it twice."""
-    one, other = trio.python(1, HEAD + NOBODY_READS, str(node)).splitlines()
+    one, other = trio.python(1, HEAD + NOBODY_READS, "STREAM", str(node)).splitlines()
     assert one == other
     assert all(100_000 < int(count) < 2_000_000 for count in one.split()), one
 
@@ -219,31 +198,12 @@ def test_descriptors_cannot_be_sent(trio: Cluster) -> None:
 # -- many bytes -----------------------------------------------------------------------------------
 
 
-def start_pairs(cluster: Cluster) -> dict[str, str]:
-    """Have PROGRAM run; return the PIDs of the parent and the child."""
-    # Of its own session: daemons die, and commands of the host with them.
-    script = f"rm -f {STOP}; cd /; setsid python3 /root/pairs.py {STOP} </dev/null >{SAID} 2>&1 &"
-    cluster.run(1, "sh", "-c", script)
-    wait_until(lambda: "pids" in cluster.run(1, "cat", SAID), "it has begun")
-    _, parent, child = cluster.run(1, "cat", SAID).split()
-    return {"parent": parent, "child": child}
-
-
-def check_whole(cluster: Cluster, node: int = 1) -> None:
+def check_whole(pair: Pair, node: int = 1) -> None:
     """Have PROGRAM end, and all have come that was sent."""
-    cluster.run(node, "touch", STOP)
-    wait_until(lambda: "ended" in cluster.try_run(node, "cat", SAID).out, "it ends", within_s=120)
-    said = [line.split() for line in cluster.run(node, "cat", SAID).splitlines()]
-    assert said[-1] == ["ended", "0"], said
-    came = {(name, what): rest for name, what, *rest in said[1:-1]}
+    came = pair.stop(node)
     assert int(came["parent", "sent"][0]) > 1_000_000
-    for name in ("parent", "child"):
+    for name in pair.pids:
         assert came[name, "sent"] == came[name, "arrived"]
-
-
-def move(cluster: Cluster, node: int, pid: str, by: int = 1) -> bool:
-    """Move a process; tell whether it has moved."""
-    return cluster.try_run(by, "migrate", str(node), pid).status == 0
 
 
 @pytest.mark.timeout(300)
@@ -256,10 +216,10 @@ def move(cluster: Cluster, node: int, pid: str, by: int = 1) -> bool:
     ids=["one", "both"],
 )
 def test_all_bytes_come_once(trio: Cluster, ways: str) -> None:
-    pids = start_pairs(trio)
+    pair = Pair(trio, "pairs.py")
     for who, node in (way.split() for way in ways.split(", ")):
-        assert move(trio, int(node), pids[who])
-    check_whole(trio)
+        assert pair.move(who, int(node))
+    check_whole(pair)
 
 
 HOPS = {"away": (1, 2, 3), "on": (2, 3, 1), "home": (3, 1, 2)}
@@ -272,39 +232,31 @@ FAULTS = (
 )  # fmt: skip
 
 
-def set_fault(cluster: Cluster, node: int, fault: str) -> None:
-    """Have something die at a point of the next move."""
-    script = f"echo {fault} >/run/ssi/public/fault"
-    words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script)
-    cluster.ssi(*words)
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("hop", HOPS)
 def test_no_byte_is_lost_with_a_daemon(trio: Cluster, hop: str) -> None:
     source, target, by = HOPS[hop]
-    pids = start_pairs(trio)
+    pair = Pair(trio, "pairs.py")
     if source != 1:
-        assert move(trio, source, pids["child"])
+        assert pair.move("child", source)
     for fault in FAULTS:
         if (hop, fault) == ("home", "arrival-restoring"):
             continue  # its ghost has been given up by then: the process dies
         set_fault(trio, source if fault.startswith("departure") else target, fault)
-        if not move(trio, target, pids["child"], by):
-            assert move(trio, target, pids["child"], by), fault
-        assert move(trio, source, pids["child"], by), fault
-    check_whole(trio, by)
+        assert pair.move("child", target, by) or pair.move("child", target, by), fault
+        assert pair.move("child", source, by), fault
+    check_whole(pair, by)
 
 
 @pytest.mark.timeout(300)
 def test_daemons_die_while_bytes_flow(trio: Cluster) -> None:
-    pids = start_pairs(trio)
+    pair = Pair(trio, "pairs.py")
     for node in (2, 3, 1, 2):
-        wait_until(partial(move, trio, node, pids["child"]), f"it is on node{node}")
+        pair.wait_moved("child", node)
         for other in (1, 2, 3):
             kill_daemon(trio, other)
     wait_until(lambda: trio.try_run(1, "true").status == 0, "a daemon answers")
-    check_whole(trio)
+    check_whole(pair)
 
 
 # -- programs -------------------------------------------------------------------------------------

@@ -200,6 +200,13 @@ def kill_daemon(cluster: Cluster, node: int) -> None:
     )
 
 
+def set_fault(cluster: Cluster, node: int, fault: str) -> None:
+    """Have something die there at a point of the next move (src/ssi/node/migration/faults.py)."""
+    script = f"echo {fault} >/run/ssi/public/fault"
+    words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script)
+    cluster.ssi(*words)
+
+
 def stop_daemon(
     cluster: Cluster, node: int, for_s: int, *, then: str = "CONT"
 ) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -47,6 +48,9 @@ from ssi.node.waiting import wait_readable
 logger = logging.getLogger(__name__)
 
 CHILD_SIGNAL = 1 << (signal.SIGCHLD - 1)
+REMEMBERED = 1000
+GIVEN_UP = "given-up"
+"""Beside the images, from when what has stood for the process is given up for it."""
 
 
 class Arrivals:
@@ -67,6 +71,8 @@ class Arrivals:
         self._barrier = barrier
         self._pagers = pagers
         self._all: dict[str, Arrival] = {}
+        self._lost: collections.deque[str] = collections.deque(maxlen=REMEMBERED)
+        """Moves for which something was given up here, and of which nothing came."""
         self._tasks = Tasks()
         self._ready = asyncio.Event()
         """Those that a daemon before this one had are known."""
@@ -101,6 +107,8 @@ class Arrivals:
                 # Before it may come again.
                 await self._end_body(body)
         for folder in lost:
+            if (folder / GIVEN_UP).exists():
+                self._lost.append(folder.name)
             await self._end_helpers(folder.name)
             shutil.rmtree(folder, ignore_errors=True)
         self._ready.set()
@@ -208,12 +216,17 @@ class Arrivals:
         """Give the connection of a move; raises CannotMove."""
         try:
             with landing.landing(self._places.node, call.node) as place:
-                await call.send(place.describe())
+                pid = wire.get_int(call.body, "pid", 1, MAX_PID)
+                await call.send({**place.describe(), "takes_place": self._is_placeholder(pid)})
                 connection = await place.accept()
         except OSError as error:
             raise self._no_images(error) from error
         with connection:
             yield connection
+
+    def _is_placeholder(self, pid: int) -> bool:
+        ghost = self._ghosts.find(pid)
+        return ghost is not None and ghost.kind == Kind.PLACEHOLDER
 
     def _no_images(self, error: OSError) -> criu.CannotMove:
         return criu.CannotMove(f"node{self._places.node} gets no images: {error}")
@@ -309,7 +322,7 @@ class Arrivals:
             async with holding(children):
                 for child in children:
                     _add_signal(arrival.folder, child)
-                arrival.given_up = True
+                _give_up(arrival)
                 if ghost.kind != Kind.GHOST:
                     arrival.body = self._expect(arrival, wishes, ghost)
                 await self._ghosts.send_home(ghost, arrival.move)
@@ -340,7 +353,8 @@ class Arrivals:
         arrival.body = body = self._bodies.expect_for_stand_in(
             arrival.ghost, arrival.home, tty, place, pinned=pinned
         )
-        arrival.in_place = arrival.given_up = True
+        arrival.in_place = True
+        _give_up(arrival)
         stand_in, _ = place
         children = list_children(arrival.pid)
         program = dataclasses.replace(
@@ -412,6 +426,7 @@ class Arrivals:
             await self._end_helpers(arrival.move)
         self._family.settle(arrival.pid, goes_on=goes_on)
         if arrival.given_up and not goes_on:
+            self._lost.append(arrival.move)
             await self._family.tell_lost(arrival.pid, arrival.source)
         del self._all[arrival.move]
         self._barrier.moves.pop(arrival.move, None)
@@ -504,12 +519,13 @@ class Arrivals:
             await asyncio.to_thread(os.close, opened)
 
     async def _answer_ready(self, call: Call) -> Message:
-        """Tell whether a process is restored and held, once that is known."""
+        """Tell whether a process is restored and held, once that is known, or lost in its place."""
         await self._ready.wait()
         move = wire.get_text(call.body, "move")
         if arrival := self._all.get(move):
             await arrival.settled.wait()
-        return {"ready": move in self._all and self._all[move].is_saved}
+        is_ready = move in self._all and self._all[move].is_saved
+        return {"ready": is_ready, "given_up": move in self._lost}
 
     async def _answer_end(self, call: Call) -> Message:
         """Let it go on, or not."""
@@ -541,6 +557,11 @@ def _way_of(call: Call) -> criu.Way:
 
 def _program(arrival: Arrival) -> Program:
     return criu.restore(arrival.move, arrival.pid, lazy=arrival.lazy)
+
+
+def _give_up(arrival: Arrival) -> None:
+    (arrival.folder / GIVEN_UP).touch()
+    arrival.given_up = True
 
 
 def _add_signal(folder: Path, child: int) -> None:

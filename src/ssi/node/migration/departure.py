@@ -54,6 +54,8 @@ class Departure:
     hold: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     held: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """It is to end, and will, should CRIU be killed."""
+    takes_place: bool = False
+    """A placeholder is given up for it there: if it is not restored, its parent sees its end."""
     done: asyncio.Future[int] = dataclasses.field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -96,8 +98,8 @@ class Departure:
             "target": self.target, "ghost": self.ghost,
             "kill": self.verdict.verdict == Verdict.KILL, "kind": self.kind,
             "at_home": self.body is None, "keeper": self.keeper, "keeps": self.keeps,
-            "owners": list(self.owners), "argv": list(self.verdict.argv),
-            "variables": dict(self.verdict.variables),
+            "owners": list(self.owners), "takes_place": self.takes_place,
+            "argv": list(self.verdict.argv), "variables": dict(self.verdict.variables),
         }  # fmt: skip
 
     @property

@@ -271,14 +271,15 @@ class Departures:
     async def _reach(self, departure: Departure) -> AsyncIterator[tuple[Stream, socket.socket]]:
         """Have its new node expect it: give a call to say the rest, and a connection for bytes."""
         words = {
-            "move": departure.move, "pages": _count_pages(departure.pid), "way": departure.way,
-            "own": pagers.count_own(departure.pid),
+            "move": departure.move, "pid": departure.pid, "way": departure.way,
+            "pages": _count_pages(departure.pid), "own": pagers.count_own(departure.pid),
         }  # fmt: skip
         async with self._ics.call(departure.target, "arrive", words) as stream:
             place = await stream.receive()
             if place is None:
                 await stream.answer()
                 raise CannotMove(f"node{departure.target} does not expect it")
+            departure.takes_place = wire.get_flag(place, "takes_place")
             try:
                 way = await landing.connect(self._places.node, departure.target, place)
             except OSError as error:
@@ -319,10 +320,9 @@ class Departures:
                 # From now on it is a matter between who has the pages and who fetches them.
                 connection.close()
             faults.hit("departure-sent", self._criu_of(departure))
-            if departure.goes_home:
+            if departure.goes_home or departure.takes_place:
                 await self._hold(departure)
             elif departure.holder:
-                # What stands for it there is given up for it: not if it is known to stay.
                 departure.holder.check()
             await stream.send(wishes)
             departure.mark("sent")
@@ -341,7 +341,7 @@ class Departures:
         return departure.holder.pid if departure.holder else 0
 
     async def _hold(self, departure: Departure) -> None:
-        """Have it end if CRIU is killed from now on: its ghost is about to be another's, or to go.
+        """Have it end if CRIU is killed from now on: what stands for it is about to end.
 
         Raises CannotMove.
         """
@@ -375,10 +375,15 @@ class Departures:
                 raise
 
     async def _look_after_ghost(self, departure: Departure) -> None:
-        """It stays; unless it was to go home, and its ghost has ended of that."""
+        """It stays; unless what stands for it has ended of that, as its parent has seen."""
         body = departure.body
-        if body and departure.goes_home and not await self._has_ghost(body):
-            body.left = True
+        if body and departure.goes_home:
+            is_lost = not await self._has_ghost(body)
+        else:
+            is_lost = departure.takes_place and await self._ask_target(departure, "given_up")
+        if is_lost:
+            if body:
+                body.left = departure.goes_home
             departure.answer.set_result(Answer(Verdict.KILL))
 
     async def _decide(self, departure: Departure) -> None:
@@ -532,6 +537,7 @@ class Departures:
             departure.children = self._family.list_children(departure.pid)
             departure.begun = saved["begun"]
             departure.holder = Holder.find(*saved["criu"])
+            departure.takes_place = saved["takes_place"]
             departure.ghost = saved["ghost"]
             verdict = Verdict.KILL if saved["kill"] else Verdict.GHOST
             departure.verdict = Answer(verdict, argv=saved["argv"], variables=saved["variables"])
@@ -571,12 +577,15 @@ class Departures:
 
     async def _is_ready(self, departure: Departure) -> bool:
         """Tell whether it is restored and held where it is to go."""
+        return await self._ask_target(departure, "ready")
+
+    async def _ask_target(self, departure: Departure, flag: str) -> bool:
         try:
             words = {"move": departure.move}
             answer = await self._asking.ask(departure.target, "arrive-ready", words)
         except NodeLost:
             return False
-        return wire.get_flag(answer, "ready")
+        return wire.get_flag(answer, flag)
 
     async def _answer_depart_end(self, call: Call) -> Message:
         """Tell whether a process goes on where it has come to, once that is known."""
