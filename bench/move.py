@@ -106,24 +106,32 @@ shutil.rmtree(folder)
 print(took)
 """
 
+# What comes is thrown away, or put into memory that has been used before.
 RECEIVE = """
 import socket, sys
 server = socket.create_server(("192.168.50.2", 333))
 print("ready", flush=True)
-buffer = bytearray(1 << 20)
+buffer, memory = bytearray(1 << 20), bytearray(b"x") * (int(sys.argv[1]) << 20)
 while True:
     line, _ = server.accept()
-    while line.recv_into(buffer):
-        pass
+    to = memoryview(buffer if line.recv(1) == b"-" else memory)
+    line.send(b"+")
+    at = 0
+    while size := line.recv_into(to[at : at + (1 << 20)]):
+        at = (at + size) % len(to)
     line.close()
 """
 
+# The same piece again and again, or memory of that size.
 SEND = """
 import socket, sys, time
-data = bytearray(b"x" * (1 << 20))
+mib, word = int(sys.argv[1]), sys.argv[2].encode()
+data = memoryview(bytearray(b"x") * ((1 if word == b"-" else mib) << 20))
 line = socket.create_connection(("192.168.50.2", 333))
+line.send(word)
+line.recv(1)
 start = time.perf_counter()
-for _ in range(int(sys.argv[1])):
+for _ in range((mib << 20) // len(data)):
     line.sendall(data)
 line.shutdown(socket.SHUT_WR)
 line.recv(1)
@@ -189,12 +197,14 @@ def run_round(cluster: Cluster, mib: int) -> Figures:
     bare, _ = start(cluster, mib, "bare")
     alone = measure_bare(cluster, bare)
     cluster.run(1, "kill", "-9", str(bare))
-    copied = float(cluster.python(1, SEND, str(COPIED_MIB)))
+    stream, copy = (
+        COPIED_MIB * 2**20 / 1e6 / float(cluster.python(1, SEND, str(COPIED_MIB), word))
+        for word in "-+"
+    )
     return {
         **{name: [took] for name, (took, _) in moves.items()},
         **{f"{name}, frozen": [frozen] for name, (_, frozen) in moves.items()},
-        "bare": [alone], "sent": [sent], "rate": [rate],
-        "copy": [COPIED_MIB * 2**20 / 1e6 / copied],
+        "bare": [alone], "sent": [sent], "rate": [rate], "stream": [stream], "copy": [copy],
     }  # fmt: skip
 
 
@@ -217,7 +227,7 @@ def main() -> int:
     found: dict[int, Figures] = {mib: {} for mib in sizes}
     with running(2, "-m", "3072" if args.huge else "768") as cluster:
         install(cluster)
-        receiver = cluster.start_python(2, RECEIVE)
+        receiver = cluster.start_python(2, RECEIVE, str(COPIED_MIB))
         assert receiver.stdout
         receiver.stdout.readline()
         # What CRIU finds out about a kernel is known after the first move.
@@ -235,14 +245,16 @@ def main() -> int:
     for way in MOVES:
         name = f"{way}, frozen"
         print_row(f"  {way}", (f"{median_ratio(large[name], small[name]):.2f}",))
-    print_row("", ("MB/s", "of copy"))
+    print_row("", ("MB/s", "of copy", "of stream"))
     for mib in sizes[2:]:
-        copy = found[mib]["copy"]
-        print_row("plain TCP copy", (f"{statistics.median(copy):.0f}", "1"))
-        for name, what in ("sent", f"pages of {mib} MB"), ("rate", "  and read"):
-            rate = found[mib][name]
-            ratio = median_ratio(rate, copy)
-            print_row(what, (f"{statistics.median(rate):.0f}", f"{ratio:.2f}"))
+        rates = found[mib]
+        for name, what in (
+            ("copy", "plain TCP copy, memory to memory"), ("stream", "TCP stream, thrown away"),
+            ("sent", f"pages of {mib} MB"), ("rate", "  and read"),
+        ):  # fmt: skip
+            rate = rates[name]
+            ratios = (f"{median_ratio(rate, rates[other]):.2f}" for other in ("copy", "stream"))
+            print_row(what, (f"{statistics.median(rate):.0f}", *ratios))
     return 0
 
 
