@@ -35,6 +35,7 @@
 #endif
 #define SIOCUNIXPID (0x89E0 + 1)	/* image/kernel/patches/unix-elsewhere.patch */
 #define SIOCUNIXFILES (0x89E0 + 2)	/* image/kernel/patches/unix-files.patch */
+#define SIOCUNIXNAME (0x89E0 + 3)	/* image/kernel/patches/unix-names.patch */
 
 enum {
 	PIECE = 64 * 1024,		/* bytes of a stream that go at once */
@@ -42,7 +43,8 @@ enum {
 	ROOM_FOR_ENDS = 64,
 	MOST_PASSES = 8,		/* for one link, before others have their turn */
 	MOST_GROUPS = 1024,
-	MOST_DATA = sizeof(struct unix_file) + MOST_GROUPS * sizeof(uint32_t),
+	OF_CONNECT = sizeof(struct unix_file) + sizeof(struct unix_bound),
+	MOST_DATA = OF_CONNECT + MOST_GROUPS * sizeof(uint32_t),
 	TICK_S = 5,
 	MOST_TICKS = 2,
 	MOST_HELD = 1024,		/* files of one link that the other side has not opened yet */
@@ -794,7 +796,7 @@ static int connect_as(const struct unix_order *order, const unsigned char *data,
 	found = unix_open_handle(root_fd, &file, file.type, O_PATH | O_CLOEXEC);
 	if (found < 0)
 		return errno == ESTALE ? ECONNREFUSED : errno;
-	if (take_groups(order, data + sizeof(file)) || setresgid(order->gid, order->gid, order->gid) ||
+	if (take_groups(order, data + OF_CONNECT) || setresgid(order->gid, order->gid, order->gid) ||
 	    setresuid(order->uid, order->uid, order->uid))
 		return errno;
 	(void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d", found);
@@ -818,6 +820,19 @@ static _Noreturn void be_child(const struct unix_order *order, const unsigned ch
 	_exit(0);
 }
 
+/* A socket for the client, with the name of his own. */
+static int make_clients(const struct unix_order *order, const unsigned char *data)
+{
+	const int fd = make_socket(order);
+	struct unix_bound bound;
+
+	memcpy(&bound, data + sizeof(struct unix_file), sizeof(bound));
+	if (fd < 0 || !bound.file || !ioctl(fd, SIOCUNIXNAME, &bound))
+		return fd;
+	close(fd);
+	return -1;
+}
+
 static void begin_connect(const struct unix_order *order, const unsigned char *data)
 {
 	struct link *link = add_link(order);
@@ -826,7 +841,7 @@ static void begin_connect(const struct unix_order *order, const unsigned char *d
 	if (!link)
 		return;
 	link->state = CONNECTING;
-	link->local = make_socket(order);
+	link->local = make_clients(order, data);
 	if (!has_room(link) || link->local < 0 || pipe2(says, O_CLOEXEC)) {
 		report(UNIX_RESULT, link, ENOMEM, NULL, 0);
 		end(link);
@@ -1036,7 +1051,7 @@ static void lose_others(const unsigned char *owners, size_t length)
 static bool is_whole(const struct packet *packet, size_t length)
 {
 	const struct unix_order *order = &packet->order;
-	const size_t before = order->kind == UNIX_CONNECT ? sizeof(struct unix_file) : sizeof(struct unix_client);
+	const size_t before = order->kind == UNIX_CONNECT ? OF_CONNECT : sizeof(struct unix_client);
 	struct unix_file file;
 
 	if (order->groups > MOST_GROUPS || length != before + order->groups * sizeof(gid_t))

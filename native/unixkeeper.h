@@ -9,8 +9,8 @@
 
 enum unix_order_kind {
 	/* Each is answered by a RESULT. */
-	UNIX_CONNECT = 1,	/* data: struct unix_file, groups. For a client of another node, as who he is;
-				 * the result is an errno, with who listens (struct unix_peer, groups) */
+	UNIX_CONNECT = 1,	/* data: struct unix_file, struct unix_bound, groups. For a client of another node, as
+				 * who he is; the result is an errno, with who listens (struct unix_peer, groups) */
 	UNIX_LISTEN = 2,	/* with the line to the other keeper; data: struct unix_client, groups. For a
 				 * client of this node, as who listens on the other */
 	/* These are not. */
@@ -51,6 +51,12 @@ struct unix_report {
 struct unix_file {
 	uint32_t type, words;
 	uint32_t handle[8];
+} __attribute__((packed));
+
+/* What the client's socket is bound to; 0: to nothing (image/kernel/patches/unix-names.patch). */
+struct unix_bound {
+	uint64_t file;
+	char path[108];
 } __attribute__((packed));
 
 /* Nobody else is let in. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -63,6 +64,15 @@ def refuses(number: int, actor: Actor, *words: object) -> bool:
     return caught.value.number == number
 
 
+def can(actor: Actor, *words: object) -> bool:
+    """Tell whether a call does not fail."""
+    try:
+        actor.do(*words)  # type: ignore[arg-type]
+    except Refused:
+        return False
+    return True
+
+
 def join(server: Actor, client: Actor, path: str, kind: str = "stream") -> tuple[int, int]:
     """Return the descriptors of both ends of a connection."""
     listening = server.do("bind", path, kind)
@@ -76,6 +86,7 @@ def test_as_on_one_machine(pair: tuple[Actor, Actor]) -> None:
     for check in (
         check_bytes_both_ways, check_who_closes_is_heard, check_nobody_reads, check_a_slow_reader,
         check_messages, check_descriptors, check_descriptors_of_messages, check_datagrams,
+        check_answers, check_answers_to_who_is_connected, check_the_clients_name,
     ):  # fmt: skip
         check(*pair, f"/root/socket{next(_numbers)}")
 
@@ -437,6 +448,60 @@ def check_datagrams(server: Actor, client: Actor, path: str) -> None:
     wait_until(functools.partial(is_deaf, client, there), "the client hears it")
     assert refuses(errno.ECONNREFUSED, client, "send_to", path, "nobody")
     client.do("close", there)
+
+
+def check_answers(server: Actor, client: Actor, path: str) -> None:
+    """Who receives a datagram knows its sender, and can answer."""
+    here = server.do("bind", path, "dgram")
+    for name in (f"{path}.one", f"{path}.other", f"{path}.one"):
+        there = client.do("bind", name, "dgram")
+        for number in range(3):
+            client.do("send_from", there, path, f"question {number}")
+            assert server.do("receive_from", here, 100) == [f"question {number}", name]
+            server.do("send_from", here, name, f"answer {number}")
+            assert client.do("receive_from", there, 100) == [f"answer {number}", path]
+        client.do("send_to", path, "anonymous")
+        assert server.do("receive_from", here, 100) == ["anonymous", ""]
+        client.do("unlink", name)
+        client.do("close", there)
+    server.do("close", here)
+
+
+def check_answers_to_who_is_connected(server: Actor, client: Actor, path: str) -> None:
+    """It takes datagrams from its peer alone."""
+    own = f"{path}.own"
+    here, stranger = (server.do("bind", name, "dgram") for name in (path, f"{path}.stranger"))
+    there = client.do("bound_then_connected", own, path, "dgram")
+    client.do("write", there, "question")
+    assert server.do("receive_from", here, 100) == ["question", own]
+    server.do("send_from", here, own, "answer")
+    assert client.do("receive_from", there, 100) == ["answer", path]
+    assert refuses(errno.EPERM, server, "send_from", stranger, own, "from nobody")
+    client.do("connect_to", there, f"{path}.stranger")
+    # Between nodes who may no more hears it later.
+    with contextlib.suppress(Refused):
+        server.do("send_from", here, own, "from nobody")
+    server.do("send_from", stranger, own, "from its peer")
+    assert client.do("receive_from", there, 100) == ["from its peer", f"{path}.stranger"]
+    client.do("connect_to", there, path)
+    wait_until(functools.partial(can, server, "connect_to", here, own), "it may again")
+    for actor, fd, other, others in ((server, here, client, there), (client, there, server, here)):
+        actor.do("write", fd, "both are connected")
+        assert other.do("read", others, 100) == "both are connected"
+    for actor, fd in ((server, here), (server, stranger), (client, there)):
+        actor.do("close", fd)
+
+
+def check_the_clients_name(server: Actor, client: Actor, path: str) -> None:
+    for kind in ("stream", "packet"):
+        listening = server.do("bind", f"{path}.{kind}", kind)
+        own = f"{path}.{kind}.own"
+        there = client.do("bound_then_connected", own, f"{path}.{kind}", kind)
+        here = server.do("accept", listening)
+        assert client.do("names", there) == [own, f"{path}.{kind}"]
+        assert server.do("names", here) == [f"{path}.{kind}", own]
+        for actor, fd in ((server, listening), (server, here), (client, there)):
+            actor.do("close", fd)
 
 
 def is_deaf(client: Actor, there: int) -> bool:

@@ -126,6 +126,15 @@ def connect(path, kind="stream", nonblock=False):
 def accept(fd):
     return at(fd, lambda one: give(one.accept()[0]))
 
+def bound_then_connected(own, path, kind):
+    fd = bind(own, kind, None)
+    at(fd, lambda one: one.connect(path))
+    return fd
+
+def receive_from(fd, size):
+    data, sender = at(fd, lambda one: one.recvfrom(size))
+    return [data.decode(), sender or ""]
+
 def get_words(fd, option):
     got = at(fd, lambda one: one.getsockopt(socket.SOL_SOCKET, option, 256))
     return array.array("I", got).tolist()
@@ -183,6 +192,9 @@ SOCKETS = {
     "credentials": lambda fd: get_words(fd, socket.SO_PEERCRED),
     "groups": lambda fd: get_words(fd, 59),
     "names": lambda fd: at(fd, lambda one: [one.getsockname(), one.getpeername()]),
+    "connect_to": lambda fd, path: at(fd, lambda one: one.connect(path)),
+    "bound_then_connected": bound_then_connected, "receive_from": receive_from,
+    "send_from": lambda fd, path, text: at(fd, lambda one: one.sendto(text.encode(), path)),
     "shutdown": lambda fd, how: at(fd, lambda one: one.shutdown(how)),
     "chmod": os.chmod,
 }

@@ -26,6 +26,8 @@ from typing import Any, Protocol
 
 from ssi.node.fifo.names import read_name
 from ssi.node.launcher import Launcher
+from ssi.node.unix import names
+from ssi.node.unix.names import SocketName
 
 logger = logging.getLogger(__name__)
 
@@ -339,6 +341,8 @@ class Sought:
     kind: int
     """SOCK_STREAM and so on."""
     nonblock: bool
+    own: SocketName
+    """Of the socket from which it is looked for."""
 
 
 FindSocket = Callable[[Sought], Awaitable[int]]
@@ -657,8 +661,9 @@ class Device:
     ) -> tuple[int, bytes]:
         assert self._find_socket
         flags, kind = _OPEN.unpack_from(body)
+        file, own = body[_OPEN.size : -names.SIZE], SocketName.unpack(body[-names.SIZE :])
         sought = Sought(
-            unique & ~RESENT, thread, inode, body[_OPEN.size :], kind, bool(flags & os.O_NONBLOCK)
+            unique & ~RESENT, thread, inode, file, kind, bool(flags & os.O_NONBLOCK), own
         )
         self._finding[unique] = finding = asyncio.ensure_future(self._find_socket(sought))
         try:

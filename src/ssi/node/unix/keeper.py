@@ -18,6 +18,7 @@ from pathlib import Path
 from ssi.node.keeper import Keeper, close_all
 from ssi.node.peer import Peer
 from ssi.node.root import SYSROOT, USERLAND
+from ssi.node.unix.names import NAMELESS, SocketName
 
 PROGRAM = SYSROOT / "usr/lib/ssi/unixkeeper"
 SOCKET = Path("/run/ssi/unix.sock")
@@ -74,6 +75,8 @@ class Wish:
     peer: Peer
     number: int = 0
     nonblock: bool = False
+    name: SocketName = NAMELESS
+    """Of the client's socket."""
 
     @property
     def key(self) -> Key:
@@ -122,7 +125,7 @@ class UnixKeeper:
 
     async def connect(self, wish: Wish, file: bytes) -> Peer:
         """Connect to what is bound to a file; return who listens. Raises OSError."""
-        packet = _pack_order(_Order.CONNECT, wish, file, wish.peer.groups)
+        packet = _pack_order(_Order.CONNECT, wish, file + wish.name.pack(), wish.peer.groups)
         data, _ = await self._do(wish, packet)
         if len(data) < _PEER.size:
             return _NOBODY

@@ -31,10 +31,10 @@ from ssi.node.process.device import Device, Sought
 from ssi.node.state.state import State
 from ssi.node.unix.bound import LISTENS, find_bound
 from ssi.node.unix.keeper import Role, UnixKeeper, Wish
+from ssi.node.unix.names import MAX_INODE, SocketName
 
 logger = logging.getLogger(__name__)
 
-MAX_INODE = 2**64 - 1
 MOST_HANDLE = 64
 ID_BITS = 63
 
@@ -53,8 +53,9 @@ class UnixSockets:
         self._keeper = UnixKeeper()
         self._keeper.on_gone = self._forget
         streams.source = self._keeper
-        self._sending: dict[tuple[bytes, Peer], tuple[int, int]] = {}
-        """Who sends datagrams to which file: the id and the number of what stands for it."""
+        self._sending: dict[tuple[bytes, Peer, SocketName], tuple[int, int]] = {}
+        """Who sends datagrams to which file, under which name: the id and the number of what stands
+        for it."""
         device.serve_sockets(self._find)
         ics.serve("unix-find", self._answer_find)
         ics.serve("unix-connect", self._answer_connect)
@@ -85,7 +86,7 @@ class UnixSockets:
         """Return the number of what stands here for a socket; raises OSError."""
         caller = read_caller(sought.thread)
         client = Peer(caller.pid, caller.uids[1], caller.gids[1], caller.groups)
-        known = self._sending.get((sought.file, client))
+        known = self._sending.get((sought.file, client, sought.own))
         if known and sought.kind == socket.SOCK_DGRAM:
             return known[1]
         while True:
@@ -122,7 +123,7 @@ class UnixSockets:
         own, owner = self._asking.node, self._owner(node)
         words = {
             "file": wire.put_bytes(sought.file), "kind": sought.kind, "nonblock": sought.nonblock,
-            "pid": client.pid, "uid": client.uid, "gid": client.gid, "groups": list(client.groups),
+            **dump_peer(client), "name": sought.own.dump(),
         }  # fmt: skip
         async with self._ics.call(node, "unix-connect", words) as call:
             told = await call.receive()
@@ -147,7 +148,7 @@ class UnixSockets:
                 self._keeper.drop(wish)
                 raise
         if sought.kind == socket.SOCK_DGRAM:
-            self._sending[sought.file, client] = sought.number, number
+            self._sending[sought.file, client, sought.own] = sought.number, number
         return number
 
     def _forget(self, number: int) -> None:
@@ -170,6 +171,7 @@ class UnixSockets:
         wish = Wish(
             Role.CONNECT, secrets.randbits(ID_BITS), self._owner(call.node), kind,
             read_peer(call.body), nonblock=wire.get_flag(call.body, "nonblock"),
+            name=SocketName.load(wire.get_object(call.body, "name")),
         )  # fmt: skip
         try:
             with any_pid(self._asking.node, wish.peer.pid):
