@@ -181,6 +181,24 @@ def test_what_keeps_a_process(trio: Cluster, sleeper: str) -> None:
     trio.run(1, "kill", "-9", pid)
 
 
+TRACES = """
+import ctypes, os, signal, subprocess
+traced = subprocess.Popen(["sleep", "1000"])
+me = str(os.getpid())
+def check():
+    return subprocess.run(["migrate", "--check", me], capture_output=True, text=True).stdout
+assert check() == f"{me} can move\\n"
+seize, detach = 0x4206, 17
+assert ctypes.CDLL(None).ptrace(seize, traced.pid, 0, 0) == 0
+print(check() == f"{me}: it traces process {traced.pid}\\n", flush=True)
+traced.kill()
+"""
+
+
+def test_who_traces_another_one_stays(trio: Cluster) -> None:
+    assert trio.python(2, TRACES) == "True\n"
+
+
 def test_a_pinned_process_stays(trio: Cluster) -> None:
     script = "onnode -p 2 sleep 1000 >/dev/null 2>&1 </dev/null & echo $!"
     pid = trio.run(1, "sh", "-c", script).strip()

@@ -7,7 +7,6 @@ import ctypes
 import logging
 import os
 import signal
-from pathlib import Path
 
 from ssi.common.errors import SsiError
 from ssi.node import dlm, root
@@ -19,6 +18,7 @@ from ssi.node.ipc import keeper as ipc_keeper
 from ssi.node.processes import find_process, list_userland
 from ssi.node.queues import keeper as queue_keeper
 from ssi.node.relay import keeper as relay_keeper
+from ssi.node.smallfiles import read_text
 from ssi.node.unix import keeper as unix_keeper
 from ssi.node.waiting import wait_until
 
@@ -63,7 +63,7 @@ def _has_pages() -> bool:
     """Tell whether memory is here that others still need."""
     for pid in list_userland():
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text() == f"{PAGES}\n":
+            if read_text(f"/proc/{pid}/comm") == f"{PAGES}\n":
                 return True
     return False
 

@@ -14,6 +14,7 @@ from ssi.common.wire import Message
 from ssi.node.cluster import Cluster
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
+from ssi.node.smallfiles import read_text
 
 SOURCE = Path("/proc/loadavg")
 WITHIN_S = 1.0
@@ -73,7 +74,7 @@ class Loads:
         ics.serve("load", self._answer)
 
     async def _answer(self, _: Call) -> Message:
-        return parse_load(SOURCE.read_text(), os.cpu_count() or 1).dump()
+        return parse_load(read_text(SOURCE), os.cpu_count() or 1).dump()
 
     async def find_least(self) -> int:
         """Return the member with the least to do, of those that answer in time."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+
+from ssi.node.smallfiles import read_text
 
 LOG = "/run/ssi/daemons.log"
 ON_ROOT = "/sysroot/"
@@ -62,7 +63,7 @@ def find_process(name: str) -> int:
         if not entry.isdigit():
             continue
         try:
-            found = Path(f"/proc/{entry}/comm").read_text().rstrip("\n") == name
+            found = read_text(f"/proc/{entry}/comm").rstrip("\n") == name
             if found and os.readlink(f"/proc/{entry}/ns/mnt") == own:
                 return int(entry)
         except OSError:
@@ -87,13 +88,18 @@ def list_userland() -> list[int]:
 
 def start_of(pid: int) -> int:
     """Return when process `pid` began, in ticks since boot: with the PID it names one process."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return int(read_stat(pid)[19])
+
+
+def read_stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the name; raises OSError."""
+    return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
 def read_status(pid: int) -> dict[str, list[str]]:
     """Return the words of /proc/PID/status; raises ProcessLookupError."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        lines = read_text(f"/proc/{pid}/status").splitlines()
     except OSError as error:
         raise ProcessLookupError(pid) from error
     return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from ssi.node.processes import list_userland
+from ssi.node.processes import list_userland, read_stat
 
 PTS = range(136, 144)
 """The kernel's major numbers of pseudo terminals, 256 each."""
@@ -21,7 +21,7 @@ def _find_devices() -> set[int]:
     devices = set()
     for pid in list_userland():
         with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = read_stat(pid)
             devices.add(int(fields[4]))
     return devices - {0}
 

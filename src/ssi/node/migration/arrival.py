@@ -15,6 +15,7 @@ from ssi.common.wire import Message
 from ssi.node.migration.holder import Holder
 from ssi.node.migration.locks import Lock, find_waiting, list_locks, list_takers
 from ssi.node.process.bodies import Body
+from ssi.node.smallfiles import read_text, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Arrival:
     def find(cls, folder: Path) -> Arrival | None:
         """Return what a daemon before this one has saved."""
         try:
-            saved = json.loads((folder / RECORD).read_text())
+            saved = json.loads(read_text(folder / RECORD))
         except (OSError, ValueError):
             return None
         arrival = cls(
@@ -118,7 +119,7 @@ class Arrival:
             "criu": [self.restorer.pid, self.restorer.begun] if self.restorer else [],
             "locks": [lock.dump() for lock in self.locks],
         }  # fmt: skip
-        (self.folder / RECORD).write_bytes(wire.encode(saved))
+        write_bytes(self.folder / RECORD, wire.encode(saved))
 
     @property
     def is_saved(self) -> bool:

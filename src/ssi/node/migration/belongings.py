@@ -22,6 +22,7 @@ from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
 from ssi.node.migration.criu import CannotMove
 from ssi.node.root import SYSROOT
+from ssi.node.smallfiles import read_text
 
 _AT_FDCWD, _AT_SYMLINK_FOLLOW = -100, 0x400
 _MOST_BYTES = 128
@@ -188,7 +189,7 @@ def _check_same(was: File | None, now: File | None) -> None:
 
 def _read_descriptors(top: str) -> Iterator[tuple[int, File | None]]:
     for fd in sorted(int(name) for name in os.listdir(f"{top}/fd")):
-        flags = int(_FLAGS.findall(Path(f"{top}/fdinfo/{fd}").read_text())[0], 8)
+        flags = int(_FLAGS.findall(read_text(f"{top}/fdinfo/{fd}"))[0], 8)
         writable = flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_PATH
         yield fd, _read_file(f"{top}/fd/{fd}", writable=writable)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.wire import Message
+from ssi.node.smallfiles import read_text
 
 SECOND = 10**9
 MOST = 2**62
@@ -55,7 +55,7 @@ def parse_offsets(text: str) -> tuple[int, int]:
 
 def read_clocks(pid: int) -> Clocks:
     """Return the clocks of a process; raises OSError."""
-    monotonic, boot = parse_offsets(Path(f"/proc/{pid}/timens_offsets").read_text())
+    monotonic, boot = parse_offsets(read_text(f"/proc/{pid}/timens_offsets"))
     return Clocks(
         time.clock_gettime_ns(time.CLOCK_MONOTONIC) + monotonic,
         time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boot, time.time_ns(),

@@ -46,7 +46,8 @@ from ssi.node.process.family import Family
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.ghost import PROGRAM, Kind
 from ssi.node.process.jobcontrol import parent_of
-from ssi.node.processes import read_status, reap, start_of
+from ssi.node.processes import read_stat, read_status, reap, start_of
+from ssi.node.smallfiles import read_text, write_bytes
 from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_until
 
@@ -312,7 +313,7 @@ class Departures:
             "children": [child.dump() for child in departure.children],
             "locks": [lock.dump() for lock in list_locks(departure.pid)], "left": left,
         }  # fmt: skip
-        (departure.folder / RECORD).write_bytes(wire.encode(departure.dump()))
+        write_bytes(departure.folder / RECORD, wire.encode(departure.dump()))
         try:
             departure.mark("sorted")
             await self._send(departure, connection)
@@ -525,7 +526,7 @@ class Departures:
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         for folder in FOLDER.iterdir():
             try:
-                saved = json.loads((folder / RECORD).read_text())
+                saved = json.loads(read_text(folder / RECORD))
             except (OSError, ValueError):
                 self._tasks.spawn(_remove(folder))
                 continue
@@ -604,7 +605,7 @@ class Departures:
         return {}
 
     def _describe(self, departure: Departure) -> Message:
-        fields = Path(f"/proc/{departure.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read_stat(departure.pid)
         parent, group, session, tty = (int(fields[index]) for index in (1, 2, 3, 4))
         if departure.body:
             tty = departure.body.tty
@@ -700,6 +701,6 @@ def find_tracer(pid: int) -> int:
 def _count_pages(pid: int) -> int:
     """Return how much of its memory is there; raises ProcessLookupError."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return int(read_text(f"/proc/{pid}/statm").split()[1])
     except FileNotFoundError as error:
         raise ProcessLookupError from error

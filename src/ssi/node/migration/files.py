@@ -27,6 +27,7 @@ from ssi.node.process.jobcontrol import list_people
 from ssi.node.process.places import Places
 from ssi.node.relay.relays import Relays
 from ssi.node.relay.saved import Saved, path_of
+from ssi.node.smallfiles import read_text
 
 STAYS = frozenset({FileType.TTY, FileType.FIFO, FileType.EXTERNAL})
 """Files of these types stay where the process was started, with the ghost; and so does a pipe which
@@ -182,5 +183,5 @@ def _find_halves(pid: int, files: Mapping[int, tuple[int, FileType]]) -> set[int
 
 
 def _flags_of(pid: int, fd: int) -> int:
-    info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+    info = read_text(f"/proc/{pid}/fdinfo/{fd}")
     return int(re.findall(r"flags:\s*([0-7]+)", info)[0], 8)

@@ -9,10 +9,10 @@ import os
 import select
 import signal
 from collections.abc import Awaitable, Callable, Collection
-from pathlib import Path
 
 from ssi.node.migration.criu import CannotMove
-from ssi.node.processes import start_of
+from ssi.node.processes import read_stat, start_of
+from ssi.node.smallfiles import read_text
 
 STILL_S = 120.0
 """What has used no processor for so long makes no progress. The root may be blocked for a while, as
@@ -117,7 +117,7 @@ def spent(*pids: int) -> int:
 
 
 def _fields_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return read_stat(pid)
 
 
 def is_killed(status: str) -> bool:
@@ -132,7 +132,7 @@ def find_fate(pid: int, begun: int) -> Fate:
     """Tell what has become of the process of this PID that began then, once nobody holds it."""
     try:
         fields = _fields_of(pid)
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        status = read_text(f"/proc/{pid}/status")
         program = os.readlink(f"/proc/{pid}/exe")
         if start_of(pid) != begun:
             return Fate.GONE

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ssi.common.errors import ProtocolError
+from ssi.node.smallfiles import read_bytes, write_bytes
 
 _WORD = struct.Struct("=I")
 
@@ -143,7 +144,7 @@ class Image:
     def __init__(self, path: Path) -> None:
         """Read it; raises OSError, ProtocolError."""
         self._path = path
-        data = path.read_bytes()
+        data = read_bytes(path)
         if len(data) < 2 * _WORD.size or _WORD.unpack_from(data)[0] != COMMON_MAGIC:
             raise ProtocolError(f"{path.name} is no image of CRIU's")
         self._head = data[: 2 * _WORD.size]
@@ -158,4 +159,4 @@ class Image:
         """Write it back."""
         bodies = (entry.dump() for entry in self.entries)
         parts = (_WORD.pack(len(body)) + body for body in bodies)
-        self._path.write_bytes(self._head + b"".join(parts))
+        write_bytes(self._path, self._head + b"".join(parts))

@@ -30,6 +30,7 @@ from ssi.node.migration.holder import Holder, is_killed
 from ssi.node.process.asking import Asking
 from ssi.node.process.caller import MAX_PID
 from ssi.node.process.descriptors import find_sharers, is_on_root, is_same
+from ssi.node.smallfiles import read_bytes, read_text
 from ssi.node.waiting import STEP_S
 
 LOCKSPACE = "root"
@@ -80,7 +81,7 @@ def list_locks(pid: int) -> list[Lock]:
     found = []
     for name in os.listdir(f"/proc/{pid}/fdinfo"):
         with contextlib.suppress(FileNotFoundError):  # it has just been closed
-            info = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+            info = read_text(f"/proc/{pid}/fdinfo/{name}")
             for kind, inode in _LOCK.findall(info):
                 path = os.readlink(f"/proc/{pid}/fd/{name}")
                 found.append(Lock(kind, int(inode), path, int(name)))
@@ -116,9 +117,9 @@ def find_waiting() -> list[tuple[int, int, int]]:
     found = []
     for folder in Path("/proc").glob("[0-9]*/task/[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            number, *words = (folder / "syscall").read_text().split()
+            number, *words = read_text(folder / "syscall").split()
             waits = _waits(int(number), int(words[1], 16))
-            if waits and not is_killed((folder / "status").read_text()):
+            if waits and not is_killed(read_text(folder / "status")):
                 inode = (folder / "fd" / str(int(words[0], 16))).stat().st_ino
                 found.append((int(folder.name), inode, int(number)))
     return found
@@ -130,9 +131,9 @@ def list_takers(move: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "comm").read_text() != "criu\n":
+            if read_text(folder / "comm") != "criu\n":
                 continue
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            if wanted in read_bytes(folder / "environ").split(b"\0"):
                 found.append(int(folder.name))
     return found
 

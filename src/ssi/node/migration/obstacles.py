@@ -33,7 +33,9 @@ from ssi.node.process.descriptors import SHARED_MEMORY, find_sharers, is_on_root
 from ssi.node.process.device import get_descriptor
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.places import Places
+from ssi.node.processes import read_stat
 from ssi.node.root import SYSROOT, USERLAND
+from ssi.node.smallfiles import read_bytes, read_text
 
 WITHIN_S = 5.0
 NAMESPACES = {
@@ -169,7 +171,7 @@ def _inode(path: str) -> int:
 
 def _is_kernels(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read_stat(pid)
         return bool(int(fields[_STAT_FLAGS]) & _KERNEL_THREAD)
     return False
 
@@ -201,7 +203,7 @@ def _moves_along(path: str, status: os.stat_result) -> bool:
 
 
 def _find_states(pid: int, usual: Usual) -> Iterator[str]:
-    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    lines = (line.partition(":") for line in read_text(f"/proc/{pid}/status").splitlines())
     fields = {name: value.split() for name, _, value in lines}
     if fields["State"][0] in "ZX":
         raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
@@ -210,8 +212,10 @@ def _find_states(pid: int, usual: Usual) -> Iterator[str]:
     elif fields["State"][0] == "T" and (name := _FOR_THE_TERMINAL.get(find_stop(pid))):
         yield f"it was stopped by {name}: it waits for its turn at the terminal"
     yield from semaphores.find_obstacles(pid)
-    for traced in _find_traced(pid):
-        yield f"it traces process {traced}"
+    # A kernel without our patch does not tell (image/kernel/patches/proc-tracing.patch).
+    if fields.get("Tracing") != ["0"]:
+        for traced in _find_traced(pid):
+            yield f"it traces process {traced}"
     if int(fields["Seccomp"][0]) == 1 or int(fields["Seccomp_filters"][0]) > usual.filters:
         yield "it has a seccomp filter of its own"
     with Path(f"/proc/{pid}/exe").open("rb") as program:
@@ -268,7 +272,7 @@ def _find_in_pairs(pid: int, ends: Mapping[int, sockets.Socket], own: set[int]) 
     for fd, end in ends.items():
         if not end.is_half(own):
             continue
-        if not _SENT_NONE.search(Path(f"/proc/{pid}/fdinfo/{fd}").read_text()):
+        if not _SENT_NONE.search(read_text(f"/proc/{pid}/fdinfo/{fd}")):
             yield f"descriptor {fd} is a Unix socket with descriptors that are not received yet"
         if _is_told_senders(pid, fd):
             yield f"descriptor {fd} is a Unix socket that is told who sends (SO_PASSCRED)"
@@ -310,7 +314,7 @@ def _describe_device(target: str, status: os.stat_result) -> str:
 
 def _find_mappings(pid: int) -> Iterator[str]:
     seen = set()
-    for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
+    for line in os.fsdecode(read_bytes(f"/proc/{pid}/maps")).splitlines():
         found = _LINE.fullmatch(line)
         if found is None or found[2] in seen:
             continue

@@ -27,6 +27,7 @@ from ssi.node.migration.kept import Kept
 from ssi.node.process.places import Places
 from ssi.node.processes import read_status, reap, start_process
 from ssi.node.root import USERLAND
+from ssi.node.smallfiles import read_bytes, read_text, write_bytes
 from ssi.node.state.state import State
 from ssi.node.tasks import Tasks
 
@@ -79,7 +80,7 @@ def find_missing(image: Path) -> list[tuple[int, int]]:
 
 def add_following(folder: Path, pid: int) -> None:
     """Have the image of a process's pages tell of those that CRIU has not seen."""
-    pairs = sorted(_PAIR.iter_unpack((folder / FOLLOWING).read_bytes()))
+    pairs = sorted(_PAIR.iter_unpack(read_bytes(folder / FOLLOWING)))
     image = Image(folder / f"pagemap-{pid}.img")
     known = 0
     for address, count in pairs:
@@ -99,7 +100,7 @@ def add_following(folder: Path, pid: int) -> None:
 def _count_pages(pid: int) -> int:
     """Return how much of a process's memory is there, 0 if it is not."""
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return int(read_text(f"/proc/{pid}/statm").split()[1])
     return 0
 
 
@@ -148,7 +149,7 @@ class Pagers:
         move = folder.name
         missing = folder / MISSING
         ranges = find_missing(folder / f"pagemap-{pid}.img")
-        missing.write_bytes(b"".join(_PAIR.pack(*each) for each in ranges))
+        write_bytes(missing, b"".join(_PAIR.pack(*each) for each in ranges))
         with socket.socket(socket.AF_UNIX) as listener, missing.open("rb") as file:
             listener.bind(os.fspath(folder / SOCKET))
             listener.listen()
@@ -181,7 +182,7 @@ class Pagers:
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         for path in FOLDER.iterdir():
             try:
-                saved = json.loads(path.read_bytes())
+                saved = json.loads(read_bytes(path))
             except ValueError:
                 path.unlink()
                 continue

@@ -48,6 +48,7 @@ from ssi.node.process.foreign import Foreign
 from ssi.node.process.jobcontrol import parent_of
 from ssi.node.process.places import Places
 from ssi.node.processes import read_status
+from ssi.node.smallfiles import read_text
 from ssi.node.waiting import wait_readable
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Restarts:
         pid = wire.get_int(call.body, "pid", 1, MAX_PID)
         with contextlib.suppress(OSError):
             if read_zombie(pid) is None:
-                return {"error": 0, "command": Path(f"/proc/{pid}/comm").read_text().rstrip("\n")}
+                return {"error": 0, "command": read_text(f"/proc/{pid}/comm").rstrip("\n")}
         return {"error": errno.ESRCH}
 
     # -- restoring -------------------------------------------------------------------------------

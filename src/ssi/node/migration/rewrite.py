@@ -17,6 +17,7 @@ from pathlib import Path
 from ssi.node.migration.clocks import SECOND, Clocks
 from ssi.node.migration.criu import CannotMove
 from ssi.node.migration.images import Fields, Image
+from ssi.node.smallfiles import read_bytes
 
 _TASK, _THREAD, _REGISTERS_X86 = 3, 5, 2
 _TASK_SECCOMP, _THREAD_SECCOMP = (11, 12), (11, 12)
@@ -236,7 +237,7 @@ def find_names(pid: int, folder: Path) -> None:
 
 def _list_unlinked(pid: int) -> dict[str, int]:
     """Return the inodes of files that a process has, by the names that they have no more."""
-    lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+    lines = os.fsdecode(read_bytes(f"/proc/{pid}/maps")).splitlines()
     found = {match[2]: int(match[1]) for line in lines if (match := _UNLINKED.fullmatch(line))}
     for path in Path(f"/proc/{pid}/fd").iterdir():
         if (name := os.readlink(path)).endswith(_DELETED):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssi.node.migration.criu import CannotMove
 from ssi.node.root import is_mounted, run
+from ssi.node.smallfiles import read_text
 
 FOLDER = Path("/run/ssi/arrivals")
 
@@ -43,7 +44,7 @@ def check(pages: int, promised: int = 0, *, lazy: bool = False) -> None:
 
     As many as are `promised` are still to come for others.
     """
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    fields = dict(line.split(":") for line in read_text("/proc/meminfo").splitlines())
     available, swap = (int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
     # Swap is compressed memory: what goes there takes half of its size, say.
     free = (available + swap // 2) * 1024 - promised * mmap.PAGESIZE

@@ -39,6 +39,7 @@ from ssi.node.process.caller import MAX_PID, Caller, read_caller
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.places import Places
 from ssi.node.processes import read_status, reap
+from ssi.node.smallfiles import read_bytes, read_text, write_bytes
 from ssi.node.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def has_rights(fields: dict[str, list[str]]) -> bool:
 
 def read_processor() -> list[str]:
     """Return what this node's processor can do."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in read_text("/proc/cpuinfo").splitlines():
         name, _, words = line.partition(":")
         if name.strip() == "flags":
             return words.split()
@@ -87,7 +88,7 @@ def read_processor() -> list[str]:
 def count_pages(pid: int) -> int:
     """Return how much of a process's memory is there; raises ProcessLookupError."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return int(read_text(f"/proc/{pid}/statm").split()[1])
     except OSError as error:
         raise ProcessLookupError(pid) from error
 
@@ -175,7 +176,7 @@ class Saves:
             except (OSError, ProtocolError) as error:
                 raise CannotMove(f"node{node} does not send it: {error}") from error
             try:
-                about = wire.decode((folder / _ABOUT).read_bytes())
+                about = wire.decode(read_bytes(folder / _ABOUT))
                 (folder / _ABOUT).unlink()
                 yield Taken(Saved.load(about), folder, stream)
             finally:
@@ -243,7 +244,7 @@ class Saves:
                     about = await asyncio.to_thread(self._describe, save, caller)
                     if not wire.get_flag(call.body, "hold"):
                         save.release(Verdict.GO_ON)
-                    (save.folder / _ABOUT).write_bytes(wire.encode(about.dump()))
+                    write_bytes(save.folder / _ABOUT, wire.encode(about.dump()))
                     await transfer.alone(connection, transfer.send_images, save.folder)
                     await call.send({})
                     await self._await_end(call, save)
@@ -277,7 +278,7 @@ class Saves:
         rewrite.free_from_node(save.folder)
         rewrite.find_names(save.pid, save.folder)
         entries = terminals.free(save.folder, led)
-        argv = Path(f"/proc/{save.pid}/cmdline").read_bytes().split(b"\0")[:-1]
+        argv = read_bytes(f"/proc/{save.pid}/cmdline").split(b"\0")[:-1]
         threads = sorted(map(int, os.listdir(f"/proc/{save.pid}/task")))
         return Saved(
             save.pid, threads, [word.decode(errors="replace") for word in argv], about.uids,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssi.node.ipc.calls import UNDOS
+from ssi.node.smallfiles import read_text
 
 TABLE = Path("/proc/sysvipc/sem")
 MOST = 32000
@@ -33,7 +34,7 @@ def _has_list(pid: int) -> bool:
 
 def _list_sets() -> list[tuple[int, int]]:
     """Return identifiers, and how many semaphores each has."""
-    lines = TABLE.read_text().splitlines()[1:] if TABLE.exists() else []
+    lines = read_text(TABLE).splitlines()[1:] if TABLE.exists() else []
     words = [line.split() for line in lines]
     return [(int(one[1]), int(one[3])) for one in words]
 

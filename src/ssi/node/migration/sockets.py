@@ -9,6 +9,8 @@ import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ssi.node.smallfiles import read_text
+
 NETWORK = Path("/proc/net")
 """The tables of this daemon's network name space, which is the userland's."""
 
@@ -45,7 +47,7 @@ def find_obstacle(path: Path, inode: int, own: Collection[int], *, to_leave: boo
 
 
 def _describe_inet(protocol: str, inode: int) -> str:
-    for line in (NETWORK / _TABLES[protocol]).read_text().splitlines()[1:]:
+    for line in read_text(NETWORK / _TABLES[protocol]).splitlines()[1:]:
         fields = line.split()
         if int(fields[9]) != inode:
             continue

@@ -15,10 +15,12 @@ from typing import TypeVar
 from ssi.common.errors import ProtocolError
 from ssi.node.migration import pages
 from ssi.node.migration.pages import Received
+from ssi.node.smallfiles import read_bytes, write_bytes
 
 LONGEST_NAME = 100
 PIECE = 1024 * 1024
 BUFFER = SMALL = 64 * 1024
+SUFFIX = ".img"
 
 _HEAD = struct.Struct("=HQ")
 
@@ -31,11 +33,14 @@ def send_images(connection: socket.socket, folder: Path) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     # Most are of a few bytes: they go at once.
     small = b""
-    for path in sorted(folder.glob("*.img")):
-        name, size = os.fsencode(path.name), path.stat().st_size
+    for text in sorted(os.listdir(folder)):
+        if not text.endswith(SUFFIX):
+            continue
+        name, path = os.fsencode(text), folder / text
+        size = path.stat().st_size
         small += _HEAD.pack(len(name), size) + name
         if size <= SMALL:
-            small += path.read_bytes()
+            small += read_bytes(path)
             continue
         connection.sendall(small)
         small = b""
@@ -53,8 +58,11 @@ def receive_images(connection: socket.socket, folder: Path) -> None:
             if not length:
                 return
             name = os.fsdecode(_read(stream.read, min(length, LONGEST_NAME)))
-            if length > LONGEST_NAME or "/" in name or not name.endswith(".img"):
+            if length > LONGEST_NAME or "/" in name or not name.endswith(SUFFIX):
                 raise ProtocolError(f"an image called {name!r:.60}")
+            if size <= SMALL:
+                write_bytes(folder / name, _read(stream.read, size), os.O_EXCL)
+                continue
             with (folder / name).open("xb") as file:
                 while size:
                     data = _read(stream.read, min(size, PIECE))

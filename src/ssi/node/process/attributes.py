@@ -14,7 +14,6 @@ import os
 import resource
 import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import ProtocolError
@@ -24,6 +23,7 @@ from ssi.node.ics.ics import Ics
 from ssi.node.process.caller import MAX_PID, Caller, read_caller, read_memory
 from ssi.node.process.foreign import Foreign
 from ssi.node.process.listener import GO_ON, HeldCall, Verdict, as_int
+from ssi.node.smallfiles import read_text
 
 LIMITS = 16
 """RLIM_NLIMITS, which Python does not tell."""
@@ -306,7 +306,7 @@ def check(attempt: Attempt) -> None:
 
 def _read_capabilities(thread: int) -> int:
     """Return those that a thread of this node may use; raises OSError when it is gone."""
-    lines = Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines()
+    lines = read_text(f"/proc/{thread}/status").splitlines()
     return next(int(line.split()[1], 16) for line in lines if line.startswith("CapPrm:"))
 
 

@@ -39,6 +39,7 @@ from ssi.node.process.signals import deliver
 from ssi.node.process.standins import StandIn, StandIns
 from ssi.node.processes import start_of
 from ssi.node.runner import receive_request
+from ssi.node.smallfiles import read_text, write_bytes
 from ssi.node.state.state import State
 from ssi.node.tasks import Tasks
 
@@ -260,7 +261,7 @@ class Bodies:
         await self._stand_ins.take_over()
         for path in self._folder.iterdir():
             try:
-                body = Body.load(json.loads(path.read_text()))
+                body = Body.load(json.loads(read_text(path)))
             except (ValueError, KeyError, TypeError):
                 path.unlink()
                 continue
@@ -320,7 +321,7 @@ class Bodies:
     def _save(self, body: Body) -> None:
         path = self._folder / body.id
         fresh = path.with_suffix(".partial")
-        fresh.write_bytes(wire.encode(body.dump()))
+        write_bytes(fresh, wire.encode(body.dump()))
         fresh.rename(path)
 
     def _forget(self, body: Body) -> None:

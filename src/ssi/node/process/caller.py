@@ -7,11 +7,11 @@ import dataclasses
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
+from ssi.node.smallfiles import read_text
 
 MAX_UID = 2**32 - 1
 MAX_PID = 2**22
@@ -52,7 +52,7 @@ class Caller:
 def read_caller(thread: int) -> Caller:
     """Return who `thread` of this node is; raises ProcessLookupError when it is gone."""
     try:
-        lines = Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines()
+        lines = read_text(f"/proc/{thread}/status").splitlines()
     except OSError as error:
         raise ProcessLookupError(thread) from error
     fields = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}

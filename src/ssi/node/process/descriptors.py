@@ -21,6 +21,7 @@ from ssi.common.errors import ProtocolError
 from ssi.common.wire import Message
 from ssi.node.pids import origin_of
 from ssi.node.root import SYSROOT
+from ssi.node.smallfiles import read_text
 
 MOST = 60
 """Descriptors that go along at most."""
@@ -76,7 +77,7 @@ def describe(pid: int) -> list[Descriptor]:
     folder = Path(f"/proc/{pid}/fd")
     for fd in sorted(int(name) for name in os.listdir(folder)):
         try:
-            info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+            info = read_text(f"/proc/{pid}/fdinfo/{fd}")
             flags = int(re.findall(r"flags:\s*([0-7]+)", info)[0], 8)
             if flags & os.O_CLOEXEC:
                 continue

@@ -8,7 +8,8 @@ import fcntl
 import os
 import select
 import struct
-from pathlib import Path
+
+from ssi.node.processes import read_stat
 
 _GET_INFO = 0xC040FF0B
 """PIDFD_GET_INFO, with the first version of its structure (include/uapi/linux/pidfd.h)."""
@@ -61,7 +62,7 @@ async def _wait_for(fd: int, events: int) -> None:
 def read_zombie(pid: int) -> int | None:
     """Return the status of a process that has ended unheard by its parent; None for others."""
     with contextlib.suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read_stat(pid)
         if fields[_STAT_STATE] == "Z":
             return int(fields[_STAT_EXIT_CODE])
     return None

@@ -32,6 +32,7 @@ from ssi.node.process.ghosts import CONTINUED
 from ssi.node.process.jobcontrol import parent_of
 from ssi.node.process.orders import Order, pack_order
 from ssi.node.process.places import Places
+from ssi.node.smallfiles import read_text, write_bytes
 from ssi.node.tasks import Tasks
 
 
@@ -152,7 +153,7 @@ class Family:
             f"{child.pid} {child.group} {child.session} {child.uid} {child.gid} {child.node}\n"
             for child in away
         )
-        (folder / "relatives").write_text("".join(lines))
+        write_bytes(folder / "relatives", "".join(lines).encode())
         return away
 
     def settle(self, parent: int, *, goes_on: bool) -> None:
@@ -289,7 +290,7 @@ def list_children(parent: int) -> list[int]:
     found: list[int] = []
     for path in Path(f"/proc/{parent}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            found += map(int, path.read_text().split())
+            found += map(int, read_text(path).split())
     return found
 
 

@@ -19,7 +19,7 @@ from ssi.node.local import Output
 from ssi.node.process.caller import MAX_PID
 from ssi.node.process.orders import OWN_SIGNAL
 from ssi.node.process.users import Users
-from ssi.node.processes import start_of
+from ssi.node.processes import read_stat, start_of
 
 PROGRAM = "/usr/bin/onnode"
 MAX_NUMBER = 2**63
@@ -113,7 +113,7 @@ def is_process(ghost: Ghost) -> bool:
 def is_stopped(pid: int) -> bool:
     """Tell whether a process is there, and stopped."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return read_stat(pid)[0] == "T"
     except (OSError, IndexError):
         return False
 

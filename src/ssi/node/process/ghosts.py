@@ -49,6 +49,7 @@ from ssi.node.process.orders import (
 )
 from ssi.node.process.users import MAX_FD
 from ssi.node.processes import start_of
+from ssi.node.smallfiles import read_text, write_bytes
 from ssi.node.state.state import State
 from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_until
@@ -126,7 +127,7 @@ class Ghosts:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for path in self._folder.iterdir():
             try:
-                ghost = Ghost.load(int(path.name), json.loads(path.read_text()))
+                ghost = Ghost.load(int(path.name), json.loads(read_text(path)))
             except (ValueError, SsiError):
                 path.unlink()
                 continue
@@ -229,7 +230,7 @@ class Ghosts:
         """Have the next daemon know it as it is now."""
         path = self._folder / str(ghost.pid)
         fresh = path.with_suffix(".partial")
-        fresh.write_bytes(wire.encode(ghost.dump()))
+        write_bytes(fresh, wire.encode(ghost.dump()))
         fresh.rename(path)
 
     async def hold(self, node: int) -> None:

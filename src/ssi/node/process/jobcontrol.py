@@ -7,10 +7,10 @@ import errno
 import os
 import signal
 from collections.abc import Collection
-from pathlib import Path
 
 from ssi.node.pids import origin_of
-from ssi.node.processes import list_userland
+from ssi.node.processes import list_userland, read_stat
+from ssi.node.smallfiles import read_text
 
 
 def list_people() -> list[int]:
@@ -39,7 +39,7 @@ def group_of(pid: int) -> int:
 def refuses(thread: int, number: int) -> bool:
     """Tell whether a thread ignores or blocks a signal."""
     try:
-        text = Path(f"/proc/{thread}/status").read_text(errors="replace")
+        text = read_text(f"/proc/{thread}/status")
     except OSError:
         return False
     fields = {key: value for key, _, value in (line.partition(":") for line in text.splitlines())}
@@ -58,7 +58,7 @@ def session_of(pid: int) -> int:
 def parent_of(pid: int) -> int:
     """Return the parent of `pid`; 0 if it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(read_stat(pid)[1])
     except (OSError, IndexError):
         return 0
 
@@ -67,7 +67,7 @@ def _is_orphaned(group: int) -> bool:
     """Tell whether no member's parent is in another group of the session, to continue it."""
     for pid in list_group(group):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = read_stat(pid)
             parent, session = int(fields[1]), int(fields[3])
             if os.getsid(parent) == session and os.getpgid(parent) != group:
                 return False

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.errors import NodeLost
@@ -28,6 +27,7 @@ from ssi.node.process.listener import GO_ON, HeldCall, Verdict
 from ssi.node.process.places import Places
 from ssi.node.process.signals import INFO_SIZE
 from ssi.node.processes import MAX_BEGUN, start_of
+from ssi.node.smallfiles import read_text
 from ssi.node.waiting import wait_readable
 
 # x86-64
@@ -202,7 +202,7 @@ def _is_device(thread: int, fd: int) -> bool:
 def _pid_of(thread: int, fd: int) -> int:
     """Return of which process a descriptor of `thread` is; 0 if of none that is there."""
     try:
-        text = Path(f"/proc/{thread}/fdinfo/{fd}").read_text()
+        text = read_text(f"/proc/{thread}/fdinfo/{fd}")
     except OSError:
         return 0
     fields = dict(line.partition(":")[::2] for line in text.splitlines())

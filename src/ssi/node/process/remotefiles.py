@@ -14,7 +14,6 @@ import re
 import signal
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssi.common import wire
@@ -27,6 +26,7 @@ from ssi.node.process.orders import BACKGROUND, Flag, Order
 from ssi.node.process.remembered import Remembered
 from ssi.node.process.signals import deliver_to_thread
 from ssi.node.process.standins import StandIns
+from ssi.node.smallfiles import read_text
 from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_until
 
@@ -53,7 +53,7 @@ _PID = struct.Struct("=i")
 def find_opened(thread: int) -> str | None:
     """Return the path that a thread is opening: empty if none, None while it still runs."""
     try:
-        number, *words = Path(f"/proc/{thread}/syscall").read_text().split()
+        number, *words = read_text(f"/proc/{thread}/syscall").split()
         if number == "running":
             return None
         address = int(words[OPENS[int(number)]], 16)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ssi.node.pids import origin_of
 from ssi.node.process.caller import read_caller
 from ssi.node.processes import list_userland
+from ssi.node.smallfiles import read_bytes, read_text
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MAX_COMMAND = 4096
@@ -56,6 +57,6 @@ def _read_row(pid: int) -> Row | None:
     folder = Path(f"/proc/{pid}")
     try:
         uid = read_caller(pid).uids[1]
-        return parse_row((folder / "stat").read_text(), uid, (folder / "cmdline").read_bytes())
+        return parse_row(read_text(folder / "stat"), uid, read_bytes(folder / "cmdline"))
     except (OSError, ValueError, IndexError):
         return None  # it has just ended

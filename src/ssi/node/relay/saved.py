@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 
 from ssi.common.errors import ProtocolError
+from ssi.node.smallfiles import read_bytes, write_bytes
 
 SO_PASSRIGHTS = 83
 """Whether descriptors may be sent to a socket."""
@@ -74,7 +75,7 @@ class Saved:
     @classmethod
     def read(cls, path: Path) -> Saved:
         """Read it; raises OSError, ProtocolError."""
-        data = path.read_bytes()
+        data = read_bytes(path)
         if len(data) < _HEAD.size:
             raise ProtocolError(f"{path.name} is no state of a socket")
         flags, uid, gid, type_, send_room, incoming, outgoing = _HEAD.unpack_from(data)
@@ -88,7 +89,7 @@ class Saved:
         """Write it; raises OSError."""
         sizes = len(self.incoming), len(self.outgoing)
         head = _HEAD.pack(self.flags, self.uid, self.gid, self.type, self.send_room, *sizes)
-        path.write_bytes(head + self.incoming + self.outgoing)
+        write_bytes(path, head + self.incoming + self.outgoing)
 
     def take(self, near: socket.socket, halves: int) -> None:
         """Add what a socket has that was not read, and which halves of it are shut.
