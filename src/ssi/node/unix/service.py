@@ -95,6 +95,10 @@ class UnixSockets:
                 return await self._connect(node, sought, client)
             except Refused:
                 raise
+            except ProtocolError as error:
+                # Asked again it would say the same.
+                logger.error("node%d: connecting to a Unix socket: %s", node, error)
+                raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from error
             except (SsiError, OSError) as error:
                 # Its daemon is away, or it is dead, and nobody has it bound any more.
                 logger.info("node%d: connecting to a Unix socket: %s; again", node, error)
