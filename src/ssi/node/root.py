@@ -23,6 +23,13 @@ JOURNAL_MIB = 32
 
 MS_NOATIME = 1024
 
+VM = Path("/proc/sys/vm")
+SMALL = 4 * 1024**3
+MAY_WAIT = {"dirty_background_ratio": 40, "dirty_ratio": 60}
+"""Percents of a small node's memory that may wait to be written to the root. Mapped memory is part
+of that (/dev/shm): above the kernel's 10 it is written, and each of its pages faults anew, all the
+time. Where there is more memory they are enough."""
+
 
 def is_mounted(path: Path = SYSROOT) -> bool:
     """Tell whether something is mounted on `path`."""
@@ -64,8 +71,12 @@ async def mount_root(device: str) -> None:
 
     Raises NoJournal when more nodes want to mount than have a journal.
     """
-    if not is_mounted():
-        await asyncio.to_thread(_mount, device)
+    if is_mounted():
+        return
+    if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < SMALL:
+        for name, percent in MAY_WAIT.items():
+            (VM / name).write_text(f"{percent}\n")
+    await asyncio.to_thread(_mount, device)
 
 
 def _count_journals() -> int:
