@@ -94,6 +94,7 @@ struct link {
 	bool local_ended;	/* nothing more is read from it */
 	bool line_ended;	/* nothing more comes from there */
 	bool line_mute;		/* nothing more goes there */
+	bool finishes;		/* of datagrams: nobody sends any more */
 };
 
 struct packet {
@@ -407,7 +408,7 @@ static bool fill_out(struct link *link)
 		return false;
 	got = recvmsg(link->local, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (got < 0 && is_later()) {
-		if (link->process >= 0 && has_events(link->process, POLLIN))
+		if (link->finishes || (link->process >= 0 && has_events(link->process, POLLIN)))
 			begin_closing(link);
 		return false;
 	}
@@ -897,13 +898,17 @@ static void end_connect(struct link *link)
 
 /* -- for clients of this node ----------------------------------------------------------------- */
 
+/* One that ticks goes on as it does. */
 static void set_ticker(bool on)
 {
+	static bool is_on;
 	const struct itimerspec every = {
 		.it_value = { .tv_sec = on ? TICK_S : 0 }, .it_interval = { .tv_sec = on ? TICK_S : 0 },
 	};
 
-	(void)timerfd_settime(ticker, 0, &every, NULL);
+	if (on != is_on)
+		(void)timerfd_settime(ticker, 0, &every, NULL);
+	is_on = on;
 }
 
 static int bind_as(const struct unix_order *order, const unsigned char *groups, int fd)
@@ -974,8 +979,14 @@ static void await_client(struct link *link)
 	carry(link);
 }
 
-/* Who was killed does not come. */
-static void look_after_awaited(void)
+/* Who sends datagrams to somebody is not told of his end. */
+static bool sends_datagrams(const struct link *link)
+{
+	return link->state == CARRIED && link->type == SOCK_DGRAM && link->role == UNIX_CONNECT;
+}
+
+/* Who was killed does not come; and what leads to a socket that is closed ends (unix-messages.patch). */
+static void look_after_links(void)
 {
 	bool any = false;
 	uint64_t times;
@@ -983,12 +994,15 @@ static void look_after_awaited(void)
 	(void)!read(ticker, &times, sizeof(times));
 	for (struct link *link = links, *next; link; link = next) {
 		next = link->next;
-		if (link->state != AWAITED)
+		if (link->state != AWAITED && !sends_datagrams(link))
 			continue;
-		if (++link->ticks > MOST_TICKS)
+		any = true;
+		if (link->state == AWAITED && ++link->ticks > MOST_TICKS) {
 			end(link);
-		else
-			any = true;
+		} else if (link->state != AWAITED && has_events(link->local, POLLMSG)) {
+			begin_closing(link);
+			run(link);
+		}
 	}
 	if (!any)
 		set_ticker(false);
@@ -1079,8 +1093,16 @@ static void obey(const struct packet *packet, size_t length, int fd)
 		if (!link || link->state != CONNECTED || fd < 0)
 			break;
 		take_line(link, fd);
+		if (link->type == SOCK_DGRAM)
+			set_ticker(true);
 		carry(link);
 		return;
+	case UNIX_FINISH:
+		if (!link || link->state != CARRIED || link->type != SOCK_DGRAM)
+			break;
+		link->finishes = true;
+		run(link);
+		break;
 	case UNIX_DROP:
 		if (link)
 			end(link);
@@ -1272,7 +1294,7 @@ static void step(struct polled *polled)
 	if (pollers[OPENER].revents)
 		hear_opener();
 	if (pollers[TICKER].revents)
-		look_after_awaited();
+		look_after_links();
 	if (pollers[KEEPER_DAEMON].revents)
 		hear_daemon();
 	if (pollers[KEEPER_LISTENER].revents)

@@ -20,6 +20,7 @@ enum unix_order_kind {
 	/* Of a stream that was told to `owner` by this number. */
 	UNIX_TAKE = 6,		/* answered by a RESULT: an errno, or 0 and the descriptor */
 	UNIX_TAKEN = 7,		/* it has been opened for him: here it is closed */
+	UNIX_FINISH = 8,	/* of what LISTEN has made for datagrams: nobody sends any more, it ends when all has gone */
 };
 
 enum { UNIX_NONBLOCK = 1 };	/* flags of CONNECT */

@@ -504,6 +504,43 @@ def check_the_clients_name(server: Actor, client: Actor, path: str) -> None:
             actor.do("close", fd)
 
 
+COUNT_FDS = """\
+for process in /proc/[0-9]*; do
+    case $(cat $process/comm 2>/dev/null) in unixkeeper) ls $process/fd | wc -l ;; esac
+done
+"""
+
+
+def count_fds(cluster: Cluster, node: int) -> int:
+    """Return how many descriptors the keeper of a node has."""
+    words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c")
+    return max(map(int, cluster.ssi(*words, COUNT_FDS).split()))
+
+
+def test_what_led_to_and_from_sockets_that_are_closed_ends(
+    own: Cluster, apart: tuple[Actor, Actor], path: str
+) -> None:
+    server, client = apart
+    here = server.do("bind", path, "dgram")
+    before = {node: count_fds(own, node) for node in (1, 2)}
+    for number in range(8):
+        name = f"{path}.{number}"
+        there = client.do("bind", name, "dgram")
+        client.do("send_from", there, path, f"question {number}")
+        assert server.do("receive_from", here, 100) == [f"question {number}", name]
+        server.do("send_from", here, name, f"answer {number}")
+        assert client.do("receive_from", there, 100) == [f"answer {number}", path]
+        client.do("send_from", there, path, f"the last words of {number}")
+        client.do("close", there)
+        client.do("unlink", name)
+    for number in range(8):
+        assert server.do("read", here, 100) == f"the last words of {number}"
+    # One way to the server is left, whose end nobody has asked for yet.
+    for node, most in before.items():
+        wait_until(lambda: count_fds(own, node) <= most + 3, "they end")  # noqa: B023
+    server.do("close", here)
+
+
 def is_deaf(client: Actor, there: int) -> bool:
     """Tell whether nobody is there for a datagram."""
     try:

@@ -50,6 +50,7 @@ class _Order(enum.IntEnum):
     ALIVE = 5
     TAKE = 6
     TAKEN = 7
+    FINISH = 8
 
 
 class _Report(enum.IntEnum):
@@ -175,6 +176,11 @@ class UnixKeeper:
     def carry(self, wish: Wish, line: socket.socket) -> None:
         """Have what is connected go on by a line to the other keeper."""
         self._keeper.send(_pack_order(_Order.CARRY, wish), [os.dup(line.fileno())])
+
+    def finish(self, known: int) -> None:
+        """End what stands for who receives datagrams, once those that were sent have gone."""
+        wish = Wish(Role.LISTEN, known, 0, socket.SOCK_DGRAM, _NOBODY)
+        self._keeper.send(_pack_order(_Order.FINISH, wish))
 
     def drop(self, wish: Wish) -> None:
         """End it: nobody waits for it any more."""

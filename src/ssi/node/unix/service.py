@@ -152,8 +152,17 @@ class UnixSockets:
                 self._keeper.drop(wish)
                 raise
         if sought.kind == socket.SOCK_DGRAM:
+            self._finish_closed(client)
             self._sending[sought.file, client, sought.own] = sought.number, number
         return number
+
+    def _finish_closed(self, client: Peer) -> None:
+        """End what leads from sockets of a process that it has closed, as their names tell."""
+        for key, (known, _) in list(self._sending.items()):
+            _, sender, name = key
+            if sender == client and name.inode and find_bound(name.inode) is None:
+                del self._sending[key]
+                self._keeper.finish(known)
 
     def _forget(self, number: int) -> None:
         for key, (known, _) in list(self._sending.items()):
