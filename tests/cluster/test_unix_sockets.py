@@ -615,11 +615,16 @@ def test_the_clients_node_dies(trio: Cluster, path: str) -> None:
         files, far = join(server, client, f"{path}.files")
         client.begin("pour", far, client.do("open", "/etc/passwd", os.O_RDONLY), 10**6)
         server.do("drain", files, 0, 500)
+        grams, own = server.do("bind", f"{path}.grams", "dgram"), f"{path}.own"
+        check_answer(server, grams, client, client.do("bind", own, "dgram"), path)
         trio.crash(3)
         assert reading.result() == "the last words"
         wait_until(lambda: is_broken(server, here), "the server hears it")
         # What has arrived has its descriptor.
         assert 500 <= server.do("drain", files, 500, 10**6) < 10**6
+        to_nobody = ("send_from", grams, own, "to nobody")
+        wait_until(lambda: not can(server, *to_nobody), "nobody hears an answer")
+        assert refuses(errno.ECONNREFUSED, server, *to_nobody)
         # Of those that had not been accepted one was connected; the other one is not left behind.
         accepted = server.do("accept", listening)
         assert server.do("read_all", accepted) == ""
@@ -627,6 +632,14 @@ def test_the_clients_node_dies(trio: Cluster, path: str) -> None:
         mine = server.do("connect", path)
         assert server.do("accept", listening) > 0
         server.do("close", mine)
+
+
+def check_answer(server: Actor, here: int, client: Actor, there: int, path: str) -> None:
+    """Have a question answered, by the names of both."""
+    client.do("send_from", there, f"{path}.grams", "question")
+    assert server.do("receive_from", here, 100) == ["question", f"{path}.own"]
+    server.do("send_from", here, f"{path}.own", "answer")
+    assert client.do("receive_from", there, 100) == ["answer", f"{path}.grams"]
 
 
 def children(cluster: Cluster, node: int) -> str:
@@ -650,7 +663,11 @@ def test_daemons_are_killed(trio: Cluster, path: str, victims: tuple[int, ...]) 
         here = server.do("accept", listening)
         reading = server.begin("read", here, 100)
         reading.wait_blocked()
+        grams = server.do("bind", f"{path}.grams", "dgram")
+        asking = client.do("bind", f"{path}.own", "dgram")
+        check_answer(server, grams, client, asking, path)
         kill()
+        check_answer(server, grams, client, asking, path)
         client.do("write", there, "question")
         assert reading.result() == "question"
         server.do("write", here, "answer")

@@ -400,6 +400,11 @@ class Arrivals:
         await arrival.over.wait()
 
     async def _tell_end(self, arrival: Arrival, *, goes_on: bool) -> None:
+        if goes_on:
+            # Who wants the move need not wait for the rest, and CRIU takes the processor as soon as
+            # it hears that.
+            self._tasks.spawn(self._tell_runs(arrival))
+            await asyncio.sleep(0)
         if arrival.goes_on.done():
             return
         body = arrival.body
@@ -411,9 +416,6 @@ class Arrivals:
             self._bodies.begin(body)
         arrival.goes_on.set_result(goes_on)
         await self._relays.begin(arrival.move, goes_on=goes_on)
-        if goes_on:
-            # Who wants the move need not wait for the rest.
-            self._tasks.spawn(self._tell_runs(arrival))
         faults.hit("arrival-ended", _criu_of(arrival))
         # The next daemon must know of it until CRIU has heard.
         if arrival.restorer:
