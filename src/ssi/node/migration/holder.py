@@ -111,13 +111,9 @@ def spent(*pids: int) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
-            fields = _fields_of(pid)
+            fields = read_stat(pid)
             total += int(fields[_UTIME]) + int(fields[_STIME])
     return total
-
-
-def _fields_of(pid: int) -> list[str]:
-    return read_stat(pid)
 
 
 def is_killed(status: str) -> bool:
@@ -131,7 +127,7 @@ def is_killed(status: str) -> bool:
 def find_fate(pid: int, begun: int) -> Fate:
     """Tell what has become of the process of this PID that began then, once nobody holds it."""
     try:
-        fields = _fields_of(pid)
+        fields = read_stat(pid)
         status = read_text(f"/proc/{pid}/status")
         program = os.readlink(f"/proc/{pid}/exe")
         if start_of(pid) != begun:
