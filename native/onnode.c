@@ -29,10 +29,6 @@
 
 #define HOMECOMING "/usr/lib/ssi/homecoming"
 
-#ifndef SO_PASSRIGHTS
-#define SO_PASSRIGHTS 83
-#endif
-
 enum {
 	UNAVAILABLE = 69,	/* EX_UNAVAILABLE */
 	NOT_EXECUTABLE = 126,	/* as a shell has it */
@@ -813,16 +809,12 @@ static void leave_rest(const char *words)
 {
 	const struct itimerval none = { 0 };
 	const struct timespec now = { 0 };
-	const int refuse = 0;
 	unsigned int first = 0;
 	int number;
 
-	for (; (number = take_number(&words)) >= 0; first = (unsigned int)number + 1) {
+	for (; (number = take_number(&words)) >= 0; first = (unsigned int)number + 1)
 		if ((unsigned int)number > first)
 			(void)close_range(first, (unsigned int)number - 1, 0);
-		/* If it is a socket: who sends a descriptor is to hear that it does not arrive. */
-		(void)setsockopt(number, SOL_SOCKET, SO_PASSRIGHTS, &refuse, sizeof(refuse));
-	}
 	(void)close_range(first, UINT_MAX, 0);
 	for (int which = ITIMER_REAL; which <= ITIMER_PROF; which++)
 		(void)setitimer((enum __itimer_which)which, &none, NULL);

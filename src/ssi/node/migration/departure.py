@@ -65,6 +65,8 @@ class Departure:
     """What becomes of it on a node that is not its home, if it is not killed."""
     keeps: bool = False
     """Whether descriptors stay with that."""
+    halves: Sequence[int] = ()
+    """Those of them that are sockets."""
     owners: Sequence[tuple[int, str]] = ()
     """Node and id of the remnants from which it has descriptors."""
     children: Sequence[Child] = ()
@@ -98,7 +100,8 @@ class Departure:
             "target": self.target, "ghost": self.ghost,
             "kill": self.verdict.verdict == Verdict.KILL, "kind": self.kind,
             "at_home": self.body is None, "keeper": self.keeper, "keeps": self.keeps,
-            "owners": list(self.owners), "takes_place": self.takes_place,
+            "halves": list(self.halves), "owners": list(self.owners),
+            "takes_place": self.takes_place,
             "argv": list(self.verdict.argv), "variables": dict(self.verdict.variables),
         }  # fmt: skip
 

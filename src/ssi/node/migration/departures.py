@@ -26,7 +26,7 @@ from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
 from ssi.node.migration.clocks import read_clocks
 from ssi.node.migration.criu import CannotMove, Way
 from ssi.node.migration.departure import DECIDED, DONE, FOLDER, RECORD, Departure
-from ssi.node.migration.files import Files
+from ssi.node.migration.files import Files, refuse_descriptors
 from ssi.node.migration.holder import (
     STILL_S,
     Fate,
@@ -296,7 +296,7 @@ class Departures:
         departure.children = self._family.list_children(departure.pid)
         departure.ghost = body.id if body else departure.keeper
         found = await self._files.sort(departure.pid, body, departure.folder, departure.keeper)
-        departure.keeps = bool(found.kept)
+        departure.keeps, departure.halves = bool(found.kept), found.halves
         there = [body] if body and departure.goes_home else list(found.owners.values())
         owner = next((one for one in there if one.home == departure.target), None)
         left = await self._files.list_left(departure.pid, owner) if owner else []
@@ -422,6 +422,7 @@ class Departures:
         if failure:
             await self._take_back(departure)
             raise CannotMove(f"it could not be let go: {os.strerror(-failure)}")
+        refuse_descriptors(departure.pid, departure.halves)
         if body and departure.verdict.verdict == Verdict.KILL:
             await body.gone.wait()
         elif body:
@@ -533,7 +534,7 @@ class Departures:
             body = None if saved["at_home"] else self._bodies.find_by_ghost(saved["ghost"])
             departure = Departure(saved["pid"], saved["target"], body, move=folder.name)
             departure.kind, departure.keeper = Kind(saved["kind"]), saved["keeper"]
-            departure.keeps = saved["keeps"]
+            departure.keeps, departure.halves = saved["keeps"], saved["halves"]
             departure.owners = [(node, key) for node, key in saved["owners"]]
             departure.children = self._family.list_children(departure.pid)
             departure.begun = saved["begun"]

@@ -26,7 +26,7 @@ from ssi.node.process.device import PATH, Device, Kind, get_descriptor
 from ssi.node.process.jobcontrol import list_people
 from ssi.node.process.places import Places
 from ssi.node.relay.relays import Relays
-from ssi.node.relay.saved import Saved, path_of
+from ssi.node.relay.saved import SO_PASSRIGHTS, Saved, path_of
 from ssi.node.smallfiles import read_text
 
 STAYS = frozenset({FileType.TTY, FileType.FIFO, FileType.EXTERNAL})
@@ -41,6 +41,8 @@ class Sorted:
 
     kept: list[int] = dataclasses.field(default_factory=list)
     """What it leaves with what stays here."""
+    halves: list[int] = dataclasses.field(default_factory=list)
+    """Those of them that are sockets."""
     files: list[Message] = dataclasses.field(default_factory=list)
     """What the plugin is to open where it comes to, as arrival.File has it."""
     owners: dict[str, Body] = dataclasses.field(default_factory=dict)
@@ -79,6 +81,7 @@ class Files:
                 file.update(await self._describe_half(pid, body, fd, found, path_of(folder, entry)))
             if file["ghost"] == keeper and not file["process"]:
                 found.kept.append(fd)
+                found.halves += [fd] if fd in halves else []
             found.files.append(file)
         rewrite.make_external(folder, entries)
         return found
@@ -106,12 +109,7 @@ class Files:
         self, pid: int, body: Body | None, fd: int, found: Sorted, path: Path
     ) -> Message:
         """Return where the far end of a socket is, and write what goes along with it."""
-        pidfd = os.pidfd_open(pid)
-        try:
-            near = socket.socket(fileno=get_descriptor(pidfd, fd))
-        finally:
-            os.close(pidfd)
-        with near:
+        with _open_socket(pid, fd) as near:
             inode = os.fstat(near.fileno()).st_ino
             halves = sockets.ask_unix(inode).halves
             relay = self._relays.find(inode)
@@ -150,6 +148,21 @@ class Files:
                     body, theirs = self._places.bodies.of(handle)
                     found |= {theirs} if body is owner else set()
         return sorted(found | self._relays.list_used(owner))
+
+
+def refuse_descriptors(pid: int, halves: Collection[int]) -> None:
+    """Have who sends a descriptor to those sockets of what stays hear that it does not come."""
+    for fd in halves:
+        with contextlib.suppress(OSError), _open_socket(pid, fd) as far:
+            far.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+
+
+def _open_socket(pid: int, fd: int) -> socket.socket:
+    pidfd = os.pidfd_open(pid)
+    try:
+        return socket.socket(fileno=get_descriptor(pidfd, fd))
+    finally:
+        os.close(pidfd)
 
 
 def _list_remote(pids: Collection[int]) -> list[tuple[int, int]]:
