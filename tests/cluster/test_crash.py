@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 
 import pytest
 
-from support.clusters import Cluster, Ssi, started
+from support.clusters import Cluster, Ssi, answers, started, stop_daemon, wait_until
 from support.journal import check_records, start_writers, wait_for_records
 
 
@@ -80,3 +81,28 @@ def test_a_crash_of_all_is_repaired_at_the_next_start(ssi: Ssi, survivors: tuple
         ssi("start", "3", "-c", number, *ssi.images.options)
         said = cluster.run(1, "cat", "/root/n1", "/root/n2", "/root/n3")
         assert said.split() == ["1", "2", "3"]
+
+
+STOPPED_S = 25
+
+# A new file needs a lock of the root: until a death is confirmed nobody gets one.
+GOES_ON = """\
+mkdir -p /root/ticks; cd /root/ticks || exit
+while [ ! -e /root/ticks.end ]; do
+    mktemp -p /root/ticks >/dev/null; date +%s >>/root/ticks.said; sleep 0.2
+done
+"""
+
+
+def test_a_death_is_confirmed_without_the_daemons(trio: Cluster) -> None:
+    """Who asks for the fence waits for no daemon, as daemons may wait for the root."""
+    trio.run(1, "sh", "-c", 'setsid sh -c "$0" </dev/null >/dev/null 2>&1 &', GOES_ON)
+    stops = [stop_daemon(trio, node, STOPPED_S) for node in (1, 2)]
+    wait_until(lambda: not answers(trio, 1), "the daemons are stopped")
+    trio.crash(3)
+    for stop in stops:
+        assert stop.wait(60) == 0
+    trio.run(1, "touch", "/root/ticks.end")
+    ticks = [int(line) for line in trio.run(1, "cat", "/root/ticks.said").splitlines()]
+    trio.run(1, "sh", "-c", "rm -r /root/ticks*")
+    assert max(later - tick for tick, later in itertools.pairwise(ticks)) < STOPPED_S / 2

@@ -25,7 +25,6 @@ from ssi.node.commands import Commands
 from ssi.node.console import Console
 from ssi.node.corosync import Corosync
 from ssi.node.facts import Facts
-from ssi.node.fence import Fence
 from ssi.node.hostline import HostLine, open_line
 from ssi.node.hostlog import HostLog
 from ssi.node.ics.ics import Ics
@@ -112,8 +111,7 @@ async def run(settings: Settings, log: NodeLog, corosync: Corosync, *, restarted
             await leave(host, how)
 
         for service in (
-            host.listen(), Fence(host).run(), cluster.run(), ics.run(),
-            Clocks(cluster, ics).run(), local.run(),
+            host.listen(), cluster.run(), ics.run(), Clocks(cluster, ics).run(), local.run(),
         ):  # fmt: skip
             group.create_task(service)
         opening = [group.create_task(open_node())]

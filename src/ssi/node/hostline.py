@@ -1,7 +1,7 @@
 """The serial line to the host's supervisor: who hears what comes, and what is said.
 
-It is a wire of its own, so that fencing and `ssi exec` work when the network does not. A real
-machine has none; there a fence agent and ssh do these things.
+It is a wire of its own, so that admission and `ssi exec` work when the network does not. A real
+machine has none; there ssh does these things.
 """
 
 from __future__ import annotations

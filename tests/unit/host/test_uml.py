@@ -19,7 +19,7 @@ SPEC = NodeSpec(
     swap=Path("/s/swap_11"), memory_mib=160, umid="n11-7-1", uml_dir=Path("/r/uml"),
     extra=("ssi.token_ms=1000",),
 )  # fmt: skip
-WIRES = NodeWires(console=(5, 8), line=6, network=7, notify=Path("/r/uml/n11.notify"))
+WIRES = NodeWires(console=(5, 8), line=6, fence=9, network=7, notify=Path("/r/uml/n11.notify"))
 
 
 def test_command_line_says_what_the_node_is_made_of() -> None:
@@ -27,7 +27,8 @@ def test_command_line_says_what_the_node_is_made_of() -> None:
         "/k/linux", "mem=160M", "umid=n11-7-1", "uml_dir=/r/uml", "initrd=/k/ramdisk",
         "ubd0c=/s/root.img", "ubd1=/s/swap_11",
         "vec0:transport=fd,fd=7,depth=64,gro=0,mtu=32000,mac=02:00:00:00:00:0b",
-        "con=null", "con0=fd:5,fd:8", "ssl=null", "ssl0=fd:6", "mconsole=notify:/r/uml/n11.notify",
+        "con=null", "con0=fd:5,fd:8", "ssl=null", "ssl0=fd:6", "ssl1=fd:9",
+        "mconsole=notify:/r/uml/n11.notify",
         "seccomp=on", "panic=-1", "noreboot", "quiet", "ssi.node=11", "ssi.token_ms=1000",
     ]  # fmt: skip
 

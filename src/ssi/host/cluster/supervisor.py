@@ -68,7 +68,7 @@ class Supervisor:
         self._hear: dict[str, Callable[[Member, Message], None]] = {
             "hello": self._hear_hello, "phase": self._hear_phase, "view": self._hear_view,
             "member": self._hear_member, "going": self._hear_going,
-            "trouble": self._hear_trouble, "fence": self._hear_fence,
+            "trouble": self._hear_trouble,
             "no-journal": self._hear_no_journal, "journals": self._hear_journals,
         }  # fmt: skip
 
@@ -185,9 +185,13 @@ class Supervisor:
                 member = self._add(virtual)
                 running.set_result(member)
                 async with asyncio.TaskGroup() as group:
-                    listening = group.create_task(self._listen(member))
+                    listening = [
+                        group.create_task(self._listen(member)),
+                        group.create_task(self._listen_for_fencing(member)),
+                    ]
                     status = await virtual.process.wait()
-                    listening.cancel()
+                    for each in listening:
+                        each.cancel()
                 logger.info("node%d ended with status %d", node, status)
         except (OSError, SsiError) as error:
             problem = error if isinstance(error, SsiError) else SsiError(
@@ -411,11 +415,16 @@ class Supervisor:
 
     # -- fencing -------------------------------------------------------------------------------
 
-    def _hear_fence(self, member: Member, message: Message) -> None:
-        victim = get_int(message, "node", 1, MAX_NODE)
-        self._group.create_task(self._fence(member, victim))
+    async def _listen_for_fencing(self, member: Member) -> None:
+        async for message in member.virtual.fence.messages():
+            try:
+                victim, request = get_int(message, "node", 1, MAX_NODE), get_text(message, "id")
+            except ProtocolError as error:
+                logger.warning("refused from node%d's fence agent: %s", member.number, error)
+                continue
+            self._group.create_task(self._fence(member, victim, request))
 
-    async def _fence(self, requester: Member, victim: int) -> None:
+    async def _fence(self, requester: Member, victim: int, request: str) -> None:
         """Judge, kill, confirm. The answer goes out only when nothing of the victim is left."""
         verdict = self._arbiter.judge(requester.number, victim)
         if verdict is Verdict.WAIT:
@@ -426,7 +435,7 @@ class Supervisor:
             return
         if verdict is not Verdict.DEAD:
             await self.crash([victim])
-        requester.virtual.line.post({"is": "fenced", "node": victim, "dead": True})
+        requester.virtual.fence.post({"id": request, "dead": True})
 
     async def _wait_for_other_side(self, requester: int, victim: int) -> Verdict:
         grace_s = 4 * self.spec.token_ms / 1000

@@ -31,6 +31,8 @@ class NodeWires:
     console: tuple[int, ...]
     """Its input and its output."""
     line: int
+    fence: int
+    """Of the line by which the node asks for another one's death."""
     network: int
     notify: Path
 
@@ -49,7 +51,7 @@ def uml_argv(spec: NodeSpec, wires: NodeWires) -> list[str]:
         f"ubd1={spec.swap}",
         wire_argument(spec.node, wires.network),
         "con=null", "con0=" + ",".join(f"fd:{end}" for end in wires.console),
-        "ssl=null", f"ssl0=fd:{wires.line}",
+        "ssl=null", f"ssl0=fd:{wires.line}", f"ssl1=fd:{wires.fence}",
         f"mconsole=notify:{wires.notify}",
         # Processes of the node run without ptrace, clearly faster.
         "seccomp=on",
