@@ -21,10 +21,10 @@
 
 #define GHOST_PROGRAM "/usr/bin/onnode"
 
-enum { GHOST_ARGUMENTS = 8, BECOME_ROOM = 8192 };
+enum { GHOST_WORDS = 12, BECOME_ROOM = 8192 };
 
 struct ghost {
-	char *arguments[GHOST_ARGUMENTS + 1];
+	char *words[GHOST_WORDS];	/* its arguments, up to a NULL */
 	char *variable;		/* of its environment, the only one: SSI_KEPT=FD,...;SIGNAL,... */
 };
 
@@ -50,10 +50,10 @@ static long exec_ghost(struct become *be, const struct ghost *ghost)
 {
 	const uint64_t path = put(be, GHOST_PROGRAM, sizeof(GHOST_PROGRAM));
 	uint64_t variables[2] = { put(be, ghost->variable, strlen(ghost->variable) + 1) };
-	uint64_t arguments[GHOST_ARGUMENTS + 1] = { 0 }, list, environment;
+	uint64_t arguments[GHOST_WORDS] = { 0 }, list, environment;
 
-	for (size_t i = 0; ghost->arguments[i]; i++)
-		if (!(arguments[i] = put(be, ghost->arguments[i], strlen(ghost->arguments[i]) + 1)))
+	for (size_t i = 0; ghost->words[i]; i++)
+		if (!(arguments[i] = put(be, ghost->words[i], strlen(ghost->words[i]) + 1)))
 			return -E2BIG;
 	list = put(be, arguments, sizeof(arguments));
 	environment = put(be, variables, sizeof(variables));

@@ -11,69 +11,57 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include "move.h"
+#include "asking.h"
+#include "words.h"
 
-enum { IMAGES = 3, MAX_WORDS = 64, MAX_FILES = 1 << 16, FAILED = 126 };
+enum { IMAGES = 3, MAX_WORDS = 64, MAX_FILES = 1 << 16, FAILED = 126, USER_ROOM = 4096 };
 
-static struct {
-	struct move_answer head;
-	char words[MOVE_MAX];
-} answer;
-
-/* Returns the images' descriptor, -1 if it is not we who are expected. */
-static int ask(const char *move)
+/* Writes down whose we are, and our limits, for who has to be a ghost again; false if that is too much. */
+static bool describe_user(char *text, size_t size)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = MOVE_SOCKET };
-	struct move_request request = { .question = MOVE_HOME };
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec part = { .iov_base = &answer, .iov_len = sizeof(answer) - 1 };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1,
-		.msg_control = control.bytes, .msg_controllen = sizeof(control.bytes),
-	};
-	const int daemon = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	struct cmsghdr *head;
-	int images;
+	gid_t groups[NGROUPS_MAX]; // NOLINT
+	const int count = getgroups(NGROUPS_MAX, groups);
+	struct rlimit limit;
+	size_t length = (size_t)snprintf(text, size, "%s=%u %u", MOVE_USER, getuid(), getgid());
 
-	memcpy(request.id, move, strnlen(move, sizeof(request.id)));
-	if (daemon < 0 || connect(daemon, (struct sockaddr *)&address, sizeof(address)) ||
-	    send(daemon, &request, sizeof(request), MSG_NOSIGNAL) < 0 ||
-	    recvmsg(daemon, &message, 0) < (ssize_t)sizeof(answer.head) ||
-	    answer.head.verdict != MOVE_GO_ON)
-		return -1;
-	head = CMSG_FIRSTHDR(&message);
-	if (!head || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
-		return -1;
-	memcpy(&images, CMSG_DATA(head), sizeof(images));
-	return images;
+	if (count < 0)
+		return false;
+	for (int which = 0; which < RLIM_NLIMITS; which++) {
+		if (getrlimit((__rlimit_resource_t)which, &limit))
+			return false;
+		length += (size_t)snprintf(text + length, size - length, " %ju %ju", (uintmax_t)limit.rlim_cur,
+					   (uintmax_t)limit.rlim_max);
+	}
+	for (int i = 0; i < count && length < size; i++)
+		length += (size_t)snprintf(text + length, size - length, " %u", groups[i]);
+	return length < size;
 }
 
 static int come_home(int argc, char **argv)
 {
-	char *words[MAX_WORDS + 2] = { NULL }, **variables;
-	char *next = answer.words;
-	int images;
+	static struct answer answer;
+	static char user[USER_ROOM];
+	char *words[MAX_WORDS] = { NULL }, **variables;
+	bool may_be_again;
 
 	/* Whatever descriptors we are given: the daemon has duplicates of those that matter. */
 	if (argc != 2 || close_range(0, UINT_MAX, 0) || open("/dev/null", O_RDWR) != STDIN_FILENO ||
 	    dup(STDIN_FILENO) != STDOUT_FILENO || dup(STDIN_FILENO) != STDERR_FILENO)
 		return FAILED;
-	images = ask(argv[1]);
-	if (images < 0 || answer.head.words > MAX_WORDS ||
-	    answer.head.variables > answer.head.words)
+	may_be_again = describe_user(user, sizeof(user));
+	/* Only we are told, if it is we who are expected; and what comes with it is not at the place of the connection. */
+	if (!ask_once(argv[1], MOVE_HOME, 0, &answer) || answer.packet.head.verdict != MOVE_GO_ON || answer.fd < 0)
 		return FAILED;
-	if (images != IMAGES && (dup2(images, IMAGES) < 0 || close_range(IMAGES + 1, UINT_MAX, 0)))
+	variables = list_words(&answer, words, MAX_WORDS - 1);
+	if (!variables || !words[0] || dup2(answer.fd, IMAGES) != IMAGES || close_range(IMAGES + 1, UINT_MAX, 0))
 		return FAILED;
+	if (may_be_again)
+		variables[answer.packet.head.variables] = user;
 	if (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0))
 		return FAILED;
 	/* A user's limits are not for CRIU, which sets them anew in the end. */
@@ -82,16 +70,6 @@ static int come_home(int argc, char **argv)
 			which == RLIMIT_NOFILE ? MAX_FILES : RLIM_INFINITY,
 			which == RLIMIT_NOFILE ? MAX_FILES : RLIM_INFINITY,
 		});
-	for (size_t i = 0, place = 0; i < answer.head.words; i++, place++) {
-		/* The variables begin behind the end of the arguments. */
-		if (i == answer.head.words - answer.head.variables)
-			place++;
-		words[place] = next;
-		next += strlen(next) + 1;
-		if (next > answer.words + sizeof(answer.words))
-			return FAILED;
-	}
-	variables = words + answer.head.words - answer.head.variables + 1;
 	execve(words[0], words, variables);
 	return FAILED;
 }

@@ -14,6 +14,8 @@
 #define MOVE_VARIABLE "SSI_MOVE"
 /* And, where a process is restored, its PID. */
 #define MOVE_PLACE "SSI_PLACE"
+/* And, where a ghost becomes it: whose ghost that was, in numbers (homecoming.c). */
+#define MOVE_USER "SSI_USER"
 /* Where a process is dumped: the number that the connection for its pages is to have. It is not there from the
  * beginning: CRIU is loaded while it is being made. */
 #define MOVE_LINE "SSI_LINE"
@@ -35,6 +37,8 @@ enum move_question {
 	MOVE_CRIU = 7,		/* it is we who go on as CRIU where a process is restored */
 	MOVE_LOCK = 8,		/* process number waits for a lock of the one that is restored */
 	MOVE_BEGIN = 9,		/* nothing has been done to the process yet; the answer has the connection */
+	MOVE_BACK = 10,		/* it cannot be restored where its ghost was; the answer says how to be that again */
+	MOVE_KEPT = 11,		/* number: a descriptor that the ghost had; the answer has it */
 };
 
 enum move_verdict {

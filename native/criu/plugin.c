@@ -16,16 +16,17 @@
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <sys/un.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "asking.h"
 #include "become.h"
 #include "kept.h"
 #include "loose.h"
 #include "move.h"
 #include "sent.h"
+#include "words.h"
 
 /* As criu/include/criu-plugin.h has them; they are a stable interface. */
 enum { STAGE_DUMP = 0 };
@@ -47,78 +48,13 @@ enum { AGAIN_MS = 200 };
 
 static pid_t held;
 
-/* A packet from the daemon, and a descriptor that may have come with it. */
-struct answer {
-	union {
-		struct move_answer head;
-		char bytes[MOVE_MAX];
-	} packet;
-	size_t size;
-	int fd;
-};
-
 /* -- the daemon ------------------------------------------------------------------------------- */
-
-static int connect_daemon(void)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = MOVE_SOCKET };
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address))) {
-		close(fd);
-		return -1;
-	}
-	return fd;
-}
-
-static bool receive(int fd, struct answer *answer)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec part = { .iov_base = &answer->packet, .iov_len = sizeof(answer->packet) };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1,
-		.msg_control = control.bytes, .msg_controllen = sizeof(control.bytes),
-	};
-	ssize_t size;
-	struct cmsghdr *head;
-
-	do
-		size = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
-	while (size < 0 && errno == EINTR);
-	if (size < (ssize_t)sizeof(answer->packet.head))
-		return false;
-	answer->size = (size_t)size;
-	answer->fd = -1;
-	head = CMSG_FIRSTHDR(&message);
-	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
-		memcpy(&answer->fd, CMSG_DATA(head), sizeof(answer->fd));
-	return true;
-}
 
 /* Asks until a daemon has answered. */
 static void ask(uint32_t question, int number, struct answer *answer)
 {
-	struct move_request request = { .question = question, .number = number };
-	const char *id = getenv(MOVE_VARIABLE);
-
-	if (id)
-		memcpy(request.id, id, strnlen(id, sizeof(request.id)));
-	for (;;) {
-		const int fd = connect_daemon();
-
-		if (fd >= 0) {
-			const bool answered = send(fd, &request, sizeof(request), MSG_NOSIGNAL) > 0 &&
-				receive(fd, answer);
-
-			close(fd);
-			if (answered)
-				return;
-		}
+	while (!ask_once(getenv(MOVE_VARIABLE), question, number, answer))
 		(void)poll(NULL, 0, AGAIN_MS);
-	}
 }
 
 /* -- leaving ---------------------------------------------------------------------------------- */
@@ -174,22 +110,11 @@ static void kill_held(void)
 /* Takes the words apart that a ghost is made of; false if they are not whole. */
 static bool read_ghost(struct answer *answer, struct ghost *ghost)
 {
-	const size_t count = answer->packet.head.words;
-	char *next = answer->packet.bytes + sizeof(answer->packet.head);
-	char *end = answer->packet.bytes + answer->size;
+	char **variables = list_words(answer, ghost->words, GHOST_WORDS);
 
-	if (count < 2 || count > GHOST_ARGUMENTS || answer->packet.head.variables != 1)
+	if (!variables || !ghost->words[0] || answer->packet.head.variables != 1)
 		return false;
-	for (size_t i = 0; i < count; i++) {
-		char *stop = memchr(next, 0, (size_t)(end - next));
-
-		if (!stop)
-			return false;
-		ghost->arguments[i] = next;
-		next = stop + 1;
-	}
-	ghost->variable = ghost->arguments[count - 1];
-	ghost->arguments[count - 1] = NULL;
+	ghost->variable = variables[0];
 	return true;
 }
 
@@ -266,7 +191,7 @@ static int arrive(int pid)
 	(void)ptrace(PTRACE_SETOPTIONS, pid, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
 	ask(MOVE_READY, pid, &answer);
 	if (answer.packet.head.verdict != MOVE_GO_ON)
-		(void)kill(pid, SIGKILL);
+		(void)syscall(SYS_kill, pid, SIGKILL); /* kill() would wait for it to become a ghost: preload.c */
 	return 0;
 }
 

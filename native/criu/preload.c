@@ -4,7 +4,8 @@
  * - The process that is restored is CRIU itself. CRIU forks the root task with the PID that its image
  *   has. When that is CRIU's own PID, the roles change: this process becomes the task, and a child goes
  *   on as CRIU. So whoever has a place in the tree (a parent, a group, a session) keeps it: a
- *   stand-in's child for a process that comes, a ghost for one that comes home.
+ *   stand-in's child for a process that comes, a ghost for one that comes home. If it cannot be
+ *   restored, it is that ghost again.
  * - Children stay where they are: CRIU sees none. Where the process comes to, a placeholder is born
  *   for each that is elsewhere, which is its ghost (native/onnode.c).
  * - Its locks are waited for by others, who share its descriptors: it is still to be restored, and
@@ -42,18 +43,19 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/vfs.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "move.h"
+#include "asking.h"
 #include "pages.h"
+#include "words.h"
 
 #define REAL_PROC "/run/ssi/proc"
 #define KNOWN "/run/criu.kdat"
@@ -67,7 +69,8 @@
 #define GHOST_PROGRAM "/usr/bin/onnode"
 
 /* The part of a terminal's number that is its node's (src/ssi/node/devfs/places.py). */
-enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16, TERMINAL_MASK = (1 << 12) - 1 };
+enum { BACK_STEPS = 250, BACK_STEP_NS = 20000000 };
+enum { LONGEST = 4200, ARGUMENTS = 6, GHOST_WORDS = 12, DECIMALS = 16, DECIMAL = 10, TERMINAL_MASK = (1 << 12) - 1 };
 enum { MAPPINGS = 4096, LARGE = 1 << 20 };
 
 int open64(const char *path, int flags, ...);
@@ -212,6 +215,15 @@ ssize_t readlink(const char *path, char *name, size_t size)
 	return readlinkat(AT_FDCWD, path, name, size);
 }
 
+static int next_fcntl(int fd, int command, void *argument)
+{
+	static int (*next)(int, int, ...);
+
+	if (!next)
+		find_next("fcntl64", &next);
+	return next(fd, command, argument);
+}
+
 /* -- who is restored -------------------------------------------------------------------------- */
 
 static bool is_criu;
@@ -323,21 +335,10 @@ static void forget_child_signals(void)
 
 static bool tell_daemon(uint32_t question, int32_t number)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = MOVE_SOCKET };
-	struct move_request request = { .question = question, .number = number };
-	struct move_answer answer = { .verdict = MOVE_REFUSED };
-	const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	const char *id = getenv(MOVE_VARIABLE);
-	bool told;
+	static struct answer answer;
 
-	if (id)
-		memcpy(request.id, id, strnlen(id, sizeof(request.id)));
-	told = fd >= 0 && !connect(fd, (struct sockaddr *)&address, sizeof(address)) &&
-		send(fd, &request, sizeof(request), MSG_NOSIGNAL) > 0 &&
-		read(fd, &answer, sizeof(answer)) == sizeof(answer);
-	if (fd >= 0)
-		close(fd);
-	return told && answer.verdict == MOVE_GO_ON;
+	return ask_once(getenv(MOVE_VARIABLE), question, number, &answer) &&
+		answer.packet.head.verdict == MOVE_GO_ON;
 }
 
 /* The roles have changed, and this is the task. */
@@ -396,13 +397,140 @@ static long change_roles(void)
 	return 0;
 }
 
-/* Who fails in the place of a process has ended as one that was killed. */
+/* -- who is not restored ---------------------------------------------------------------------- */
+
+static bool is_place(pid_t pid)
+{
+	const char *place = getenv(MOVE_PLACE);
+
+	return place && strtol(place, NULL, DECIMAL) == pid;
+}
+
+/* Is who homecoming was, again (describe_user). */
+static bool take_user(const char *words)
+{
+	static gid_t groups[NGROUPS_MAX]; // NOLINT
+	uintmax_t numbers[2 + 2 * RLIM_NLIMITS];
+	size_t count = 0;
+	char *end;
+
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++, words = end) {
+		numbers[i] = strtoumax(words, &end, DECIMAL);
+		if (end == words)
+			return false;
+	}
+	for (; count < NGROUPS_MAX && *words; count++, words = end)
+		groups[count] = (gid_t)strtoumax(words, &end, DECIMAL);
+	for (int which = 0; which < RLIM_NLIMITS; which++) {
+		const struct rlimit limit = { numbers[2 + 2 * which], numbers[3 + 2 * which] };
+
+		(void)setrlimit((__rlimit_resource_t)which, &limit);
+	}
+	return !setgroups(count, groups) && !setresgid((gid_t)numbers[1], (gid_t)numbers[1], (gid_t)numbers[1]) &&
+		!setresuid((uid_t)numbers[0], (uid_t)numbers[0], (uid_t)numbers[0]);
+}
+
+/* Has again what the ghost had, which the daemon has duplicates of. */
+static bool take_kept(const char *variable)
+{
+	static struct answer answer;
+	const char *next = strchr(variable, '=');
+
+	(void)close_range(0, UINT_MAX, 0);
+	while (next && next[1] && next[1] != ';') {
+		char *end;
+		const int fd = (int)strtol(next + 1, &end, DECIMAL);
+
+		if (!ask_once(getenv(MOVE_VARIABLE), MOVE_KEPT, fd, &answer) || answer.fd < 0)
+			return false;
+		if (answer.fd == fd ? next_fcntl(fd, F_SETFD, NULL) : dup2(answer.fd, fd) < 0 || close(answer.fd))
+			return false;
+		next = *end == ',' ? end : NULL;
+	}
+	return true;
+}
+
+/* The process stays where it was, so this is its ghost again; returns if that cannot be. */
+static void be_ghost(void)
+{
+	static struct answer answer;
+	const char *user = getenv(MOVE_USER);
+	char *words[GHOST_WORDS], **variables;
+
+	if (!user || !ask_once(getenv(MOVE_VARIABLE), MOVE_BACK, 0, &answer) ||
+	    answer.packet.head.verdict != MOVE_GHOST)
+		return;
+	variables = list_words(&answer, words, GHOST_WORDS);
+	if (!variables || !variables[0] || !take_kept(variables[0]))
+		return;
+	/* Otherwise the body would get what CRIU's helpers have caused. */
+	forget_child_signals();
+	if (!chdir("/") && take_user(user))
+		(void)execve(GHOST_PROGRAM, words, variables);
+}
+
+/* Who fails in the place of a process is its ghost again, or has ended as one that was killed. */
 static void __attribute__((destructor)) end(void)
 {
-	const char *pid = getenv(MOVE_PLACE);
+	if (!is_place(getpid()))
+		return;
+	be_ghost();
+	(void)kill(getpid(), SIGKILL);
+}
 
-	if (pid && strtol(pid, NULL, 10) == getpid())
-		(void)kill(getpid(), SIGKILL);
+static const int faults[] = { SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL };
+
+static void hear_fault(int number)
+{
+	end();
+	(void)signal(number, SIG_DFL);
+	(void)raise(number);
+}
+
+/* CRIU that breaks over what it reads has failed like any other. What it restores gets its own handlers from it. */
+static void __attribute__((constructor)) begin(void)
+{
+	sigset_t set;
+
+	if (!is_place(getpid()))
+		return;
+	sigemptyset(&set);
+	for (size_t i = 0; i < sizeof(faults) / sizeof(*faults); i++) {
+		(void)signal(faults[i], hear_fault);
+		sigaddset(&set, faults[i]);
+	}
+	/* A ghost has all signals blocked. */
+	(void)sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+/* Tells whether a process that fails has become something else, or nothing, soon. */
+static bool has_gone_back(pid_t pid)
+{
+	const struct timespec step = { .tv_nsec = BACK_STEP_NS };
+	struct stat own, its;
+	char path[LONGEST];
+
+	(void)snprintf(path, sizeof(path), REAL_PROC "/%d/exe", pid);
+	if (stat(REAL_PROC "/self/exe", &own))
+		return false;
+	for (int i = 0; i < BACK_STEPS; i++) {
+		if (stat(path, &its) || own.st_ino != its.st_ino || own.st_dev != its.st_dev)
+			return true;
+		(void)nanosleep(&step, NULL);
+	}
+	return false;
+}
+
+/* CRIU kills the task that has just told it of its failure: this one gets the time to be a ghost. */
+int kill(pid_t pid, int number)
+{
+	static int (*next)(pid_t, int);
+
+	if (!next)
+		find_next("kill", &next);
+	if (is_criu && number == SIGKILL && is_place(pid) && has_gone_back(pid))
+		return 0;
+	return next(pid, number);
 }
 
 static int is_own_place(const struct clone_args *args)
@@ -454,15 +582,6 @@ static int next_flock(int fd, int operation)
 	if (!next)
 		find_next("flock", &next);
 	return next(fd, operation);
-}
-
-static int next_fcntl(int fd, int command, void *argument)
-{
-	static int (*next)(int, int, ...);
-
-	if (!next)
-		find_next("fcntl64", &next);
-	return next(fd, command, argument);
 }
 
 static void __attribute__((noreturn)) take(struct lock *lock)

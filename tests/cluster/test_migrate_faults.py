@@ -41,7 +41,7 @@ POINTS = {
     "departure-done": {"": ALWAYS, "criu": ALWAYS, "cut": ALWAYS},
     "arrival-begun": {"": NEVER, "cut": ALWAYS},
     "arrival-called": {"": {"home": ENDS}, "criu": {"home": ENDS}, "cut": {"home": MOVES}},
-    "arrival-restoring": {"": NOT_HOME, "criu": NOT_HOME, "cut": ALWAYS},
+    "arrival-restoring": {"": NOT_HOME, "criu": NEVER, "cut": ALWAYS},
     "arrival-ready": {"": ALWAYS, "criu": dict.fromkeys(WAYS, ENDS), "cut": ALWAYS},
     "arrival-ended": {"": ALWAYS, "criu": dict.fromkeys(WAYS, ENDS), "cut": ALWAYS},
 }

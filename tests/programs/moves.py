@@ -126,7 +126,7 @@ def look(pid: str, faults: str) -> list[int] | None:
 def settle(child: Child, faults: str) -> str:
     """Wait until it is certain what has become of it; return that."""
     deadline = time.monotonic() + DEADLINE_S
-    found, said = None, ""
+    found, said, locks = None, "", 0
     while time.monotonic() < deadline:
         ended = child.process.poll()
         before = child.last
@@ -139,10 +139,11 @@ def settle(child: Child, faults: str) -> str:
                 ["where_pid", child.pid], capture_output=True, text=True, check=False
             ).stdout
             if child.last > before and child.node == f"node{found[0]}" and said == f"{found[0]}\n":
-                if child.count_locks() != 2:
-                    return f"only {child.count_locks()} locks"
-                return child.wrong or f"node{found[0]}"
-    return f"not settled: {found}, {child.last} {child.node}, where_pid {said!r}"
+                locks = child.count_locks()
+                if locks == 2:
+                    return child.wrong or f"node{found[0]}"
+                # Its node may have died just before.
+    return f"not settled: {found}, {child.last} {child.node}, where_pid {said!r}, {locks} locks"
 
 
 def move(child: Child, node: int) -> None:

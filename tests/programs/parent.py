@@ -12,11 +12,13 @@ def say(*words: object) -> None:
     print(*words, os.uname().nodename, flush=True)
 
 
-def fork() -> int:
+def fork(*, silent: bool = True) -> int:
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.closerange(0, 3)
+        signal.signal(signal.SIGUSR1, lambda *_: say("child"))
+        if silent:
+            os.closerange(0, 3)
         while True:
             signal.pause()
     return pid
@@ -41,6 +43,7 @@ def kill(pid: str, number: str) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "fork": lambda: say(fork()),
+    "fork-loud": lambda: say(fork(silent=False)),
     "wait": wait,
     "poll": poll,
     "kill": kill,

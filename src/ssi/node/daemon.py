@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from ssi.node import daemonlogs, nodefiles
+from ssi.node import daemonlogs, nodefiles, standstill
 from ssi.node.applets.api import Api
 from ssi.node.applets.fastnode import Fastnode
 from ssi.node.applets.init import InitApplets
@@ -111,7 +111,8 @@ async def run(settings: Settings, log: NodeLog, corosync: Corosync, *, restarted
             await leave(host, how)
 
         for service in (
-            host.listen(), cluster.run(), ics.run(), Clocks(cluster, ics).run(), local.run(),
+            standstill.watch(), host.listen(), cluster.run(), ics.run(),
+            Clocks(cluster, ics).run(), local.run(),
         ):  # fmt: skip
             group.create_task(service)
         opening = [group.create_task(open_node())]

@@ -115,6 +115,7 @@ INCLUDED = (
     "unixkeeper.h",
     "unixfiles.h",
     "libssi/libssi.map",
+    "criu/asking.h",
     "criu/become.h",
     "criu/kept.h",
     "criu/loose.h",
@@ -122,6 +123,7 @@ INCLUDED = (
     "criu/pages.h",
     "criu/sent.h",
     "criu/traced.h",
+    "criu/words.h",
 )
 """What is used besides."""
 

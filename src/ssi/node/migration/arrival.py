@@ -15,6 +15,7 @@ from ssi.common.wire import Message
 from ssi.node.migration.holder import Holder
 from ssi.node.migration.locks import Lock, find_waiting, list_locks, list_takers
 from ssi.node.process.bodies import Body
+from ssi.node.process.ghost import Ghost
 from ssi.node.smallfiles import read_text, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ class File:
     """A handle that needs no ghost: a descriptor of a process. 0 for the others."""
     relay: bool = False
     """It is a socket."""
+
+    def is_of(self, ghost: Ghost) -> bool:
+        """Tell whether it leads to a descriptor of that ghost."""
+        return self.ghost == ghost.id and not self.process
 
     @classmethod
     def load(cls, message: Message) -> File:
@@ -71,8 +76,14 @@ class Arrival:
     """A pager brings its memory."""
     in_place: bool = False
     """It is restored where a process has stood for it: its ghost, a remnant or a placeholder."""
-    own: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Duplicates of what is kept by the ghost that becomes it, by CRIU's file entries."""
+    stood: Ghost | None = None
+    """What has stood for it there, as it was; and is again, if it cannot be restored."""
+    stopped: bool = False
+    """That one was."""
+    kept: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Duplicates of its descriptors."""
+    back: Ghost | None = None
+    """It is that again."""
     ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """It is restored, and held."""
     refused: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -82,6 +93,8 @@ class Arrival:
     restorer: Holder | None = None
     """CRIU, when it is no more the process itself."""
     criu_gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    failed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """It is not restored, and about to be its ghost again."""
     goes_on: asyncio.Future[bool] = dataclasses.field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -91,6 +104,11 @@ class Arrival:
     """What it has locked."""
     takers: list[Holder] = dataclasses.field(default_factory=list)
     """Who waits for that."""
+
+    @property
+    def words(self) -> tuple[asyncio.Event, ...]:
+        """What tells that it is to be waited for no longer."""
+        return self.ready, self.refused, self.criu_gone, self.failed
 
     @classmethod
     def find(cls, folder: Path) -> Arrival | None:

@@ -37,11 +37,11 @@ from ssi.node.process.caller import MAX_PID, read_caller
 from ssi.node.process.device import Device, get_descriptor
 from ssi.node.process.ends import read_zombie
 from ssi.node.process.family import Child, Family, list_children
-from ssi.node.process.ghost import Ghost, Kind
+from ssi.node.process.ghost import PROGRAM, Ghost, Kind, is_stopped
 from ssi.node.process.standins import StandIn
 from ssi.node.process.users import MAX_FD
 from ssi.node.relay.relays import Relays
-from ssi.node.relay.saved import path_of
+from ssi.node.relay.saved import pass_descriptors, path_of
 from ssi.node.tasks import Tasks
 from ssi.node.waiting import wait_readable
 
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 CHILD_SIGNAL = 1 << (signal.SIGCHLD - 1)
 REMEMBERED = 1000
+BACK_S = 3.0
 GIVEN_UP = "given-up"
 """Beside the images, from when what has stood for the process is given up for it."""
 
@@ -310,14 +311,14 @@ class Arrivals:
         if ghost.kind == Kind.GHOST and ghost.id != arrival.ghost:
             raise criu.CannotMove(f"PID {arrival.pid} is another's on this node")
         arrival.in_place = True
+        arrival.stood, arrival.stopped = ghost.again(), is_stopped(ghost.pid)
         pidfd = os.pidfd_open(ghost.pid)
         try:
-            for entry, file in arrival.files.items():
-                # The descriptors of one that is held since this node was booted anew are lost.
-                if file.ghost == ghost.id and not file.process and not ghost.held:
-                    arrival.own[entry] = get_descriptor(pidfd, file.fd)
             left = wire.get_ints(wishes, "left", 0, MAX_FD)
             ghost.users.move(arrival.source, self._places.node, left)
+            # The descriptors of one that is held since this node was booted anew are lost.
+            if not ghost.held:
+                _duplicate(arrival, ghost, pidfd)
             children = list_children(ghost.pid)
             async with holding(children):
                 for child in children:
@@ -329,14 +330,47 @@ class Arrivals:
                 faults.hit("arrival-called", ghost.pid)
                 await self._wait_ready(arrival, wait_readable(pidfd))
         except (OSError, SsiError) as error:
-            if arrival.given_up:
-                # It has been given up, and its parent is to see that.
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await self._await_back(arrival, pidfd)
             await self._end(arrival, goes_on=False)
             raise criu.CannotMove(f"it cannot come home: {error}") from error
         finally:
             os.close(pidfd)
+
+    async def _await_back(self, arrival: Arrival, pidfd: int) -> None:
+        """Have a process that is not restored be what has stood for it again, or end."""
+        if arrival.criu_gone.is_set():
+            # To the process that may be a failure like others.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACK_S):
+                    await wait_first([arrival.failed.wait(), wait_readable(pidfd)])
+        if arrival.back:
+            came = self._ghosts.wait_back(arrival.back, stopped=arrival.stopped)
+            await wait_first([came, wait_readable(pidfd)])
+        elif arrival.given_up:
+            # Its parent is to see that.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    async def _give_back(self, arrival: Arrival) -> Answer:
+        """Return how a process that is not restored is again what has stood for it."""
+        ghost = arrival.stood
+        if ghost is None or arrival.goes_on.done():
+            return Answer(Verdict.REFUSED)
+        self._pagers.kill(arrival.move)
+        self._ghosts.take_back(ghost)
+        if arrival.body:
+            await self._bodies.give_back(arrival.body)
+            arrival.body = None
+        arrival.given_up = False
+        (arrival.folder / GIVEN_UP).unlink(missing_ok=True)
+        arrival.back = ghost
+        arrival.failed.set()
+        for file in arrival.files.values():
+            if file.relay and file.is_of(ghost) and file.fd in arrival.kept:
+                pass_descriptors(arrival.kept[file.fd], passes=False)
+        argv = [Path(PROGRAM).name, str(ghost.node), "its-command"]
+        kept = ",".join(map(str, sorted(arrival.kept)))
+        return Answer(Verdict.GHOST, argv=argv, variables={"SSI_KEPT": f"{kept};"})
 
     def _expect(self, arrival: Arrival, wishes: Message, ghost: Ghost) -> Body:
         tty, pinned = wire.get_int(wishes, "tty", 0, 2**32), wire.get_flag(wishes, "pinned")
@@ -380,7 +414,7 @@ class Arrivals:
     async def _wait_ready(self, arrival: Arrival, end: Awaitable[None]) -> None:
         """Wait until it is held, or raise CannotMove with the reason why it has ended."""
         still = await wait_first(
-            [end, *(each.wait() for each in (arrival.ready, arrival.refused, arrival.criu_gone))],
+            [end, *(each.wait() for each in arrival.words)],
             lambda: spent(arrival.pid, _criu_of(arrival)),
         )
         if arrival.ready.is_set():
@@ -409,9 +443,9 @@ class Arrivals:
             return
         body = arrival.body
         self._places.arriving.discard(arrival.pid)
-        for fd in arrival.own.values():
+        for fd in arrival.kept.values():
             os.close(fd)
-        arrival.own.clear()
+        arrival.kept.clear()
         if goes_on and body:
             self._bodies.begin(body)
         arrival.goes_on.set_result(goes_on)
@@ -462,10 +496,6 @@ class Arrivals:
             return Answer(Verdict.GO_ON)
         if question == Question.FILE and number in arrival.files and not arrival.goes_on.done():
             return await self._give_file(arrival, number)
-        if question == Question.HOME and asker == arrival.pid and arrival.in_place:
-            images = os.open(arrival.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            program = _program(arrival)
-            return Answer(Verdict.GO_ON, images, program.argv, program.environment)
         if question == Question.LOCK and not arrival.goes_on.done():
             arrival.takers.append(Holder(number))
             return Answer(Verdict.GO_ON)
@@ -473,6 +503,20 @@ class Arrivals:
             arrival.ready.set()
             goes_on = await asyncio.shield(arrival.goes_on)
             return Answer(Verdict.GO_ON if goes_on and await arrival.has_locks() else Verdict.KILL)
+        if asker == arrival.pid:
+            return await self._hear_place(arrival, question, number)
+        return Answer(Verdict.REFUSED)
+
+    async def _hear_place(self, arrival: Arrival, question: Question, number: int) -> Answer:
+        """Answer what stands for the process, and is to become it."""
+        if question == Question.HOME and arrival.in_place:
+            images = os.open(arrival.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            program = _program(arrival)
+            return Answer(Verdict.GO_ON, images, program.argv, program.environment)
+        if question == Question.BACK:
+            return await self._give_back(arrival)
+        if question == Question.KEPT and number in arrival.kept:
+            return Answer(Verdict.GO_ON, os.dup(arrival.kept[number]))
         return Answer(Verdict.REFUSED)
 
     async def _give_file(self, arrival: Arrival, entry: int) -> Answer:
@@ -497,10 +541,9 @@ class Arrivals:
         file = arrival.files[entry]
         flags = file.flags & (os.O_ACCMODE | os.O_NONBLOCK)
         saved = path_of(arrival.folder, entry)
-        if entry in arrival.own and file.relay:
-            return await self._relays.bring_home(arrival.own[entry], saved, flags)
-        if entry in arrival.own:
-            return os.dup(arrival.own[entry])
+        if arrival.stood and file.is_of(arrival.stood) and file.fd in arrival.kept:
+            own = arrival.kept[file.fd]
+            return await self._relays.bring_home(own, saved, flags) if file.relay else os.dup(own)
         if file.process:
             return await self._device.open(file.process, flags)
         owner = arrival.body
@@ -559,6 +602,15 @@ def _way_of(call: Call) -> criu.Way:
 
 def _program(arrival: Arrival) -> Program:
     return criu.restore(arrival.move, arrival.pid, lazy=arrival.lazy)
+
+
+def _duplicate(arrival: Arrival, ghost: Ghost, pidfd: int) -> None:
+    """Have the descriptors that the process, and others, use of a ghost's; raises OSError."""
+    for fd in {one.fd for one in arrival.files.values() if one.is_of(ghost)}:
+        arrival.kept[fd] = get_descriptor(pidfd, fd)
+    for fd in set().union(*ghost.users.others.values()) - arrival.kept.keys():
+        with contextlib.suppress(OSError):
+            arrival.kept[fd] = get_descriptor(pidfd, fd)
 
 
 def _give_up(arrival: Arrival) -> None:

@@ -40,6 +40,8 @@ class Question(enum.IntEnum):
     CRIU = 7
     LOCK = 8
     BEGIN = 9
+    BACK = 10
+    KEPT = 11
 
 
 class Verdict(enum.IntEnum):
@@ -78,6 +80,7 @@ _UNKNOWN = {
     Question.DONE: Verdict.GO_ON, Question.HOME: Verdict.REFUSED,
     Question.HELD: Verdict.GO_ON, Question.CRIU: Verdict.REFUSED,
     Question.LOCK: Verdict.REFUSED, Question.BEGIN: Verdict.KILL,
+    Question.BACK: Verdict.REFUSED, Question.KEPT: Verdict.REFUSED,
 }  # fmt: skip
 """Of a move that nobody knows: the process stays where it was."""
 

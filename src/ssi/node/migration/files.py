@@ -26,7 +26,7 @@ from ssi.node.process.device import PATH, Device, Kind, get_descriptor
 from ssi.node.process.jobcontrol import list_people
 from ssi.node.process.places import Places
 from ssi.node.relay.relays import Relays
-from ssi.node.relay.saved import SO_PASSRIGHTS, Saved, path_of
+from ssi.node.relay.saved import Saved, pass_descriptors, path_of
 from ssi.node.smallfiles import read_text
 
 STAYS = frozenset({FileType.TTY, FileType.FIFO, FileType.EXTERNAL})
@@ -154,7 +154,7 @@ def refuse_descriptors(pid: int, halves: Collection[int]) -> None:
     """Have who sends a descriptor to those sockets of what stays hear that it does not come."""
     for fd in halves:
         with contextlib.suppress(OSError), _open_socket(pid, fd) as far:
-            far.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+            pass_descriptors(far.fileno(), passes=False)
 
 
 def _open_socket(pid: int, fd: int) -> socket.socket:

@@ -247,6 +247,16 @@ class Bodies:
         body.left = body.remnant = True
         self._save(body)
 
+    async def give_back(self, body: Body) -> None:
+        """It does not come, and what has stood for it is that again (`expect_in_place`)."""
+        body.arriving = False
+        if body.reporter:
+            self.leave_behind(body)
+            return
+        # To wait for its end is nobody's affair any more.
+        body.pid = 0
+        await self.drop(body)
+
     # -- a daemon's beginning --------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -86,6 +86,14 @@ class Ghost:
             "dropped": sorted(self.dropped), "users": self.users.dump(),
         }  # fmt: skip
 
+    def again(self) -> Ghost:
+        """Return what the process is again, if it is to be another one and does not become that."""
+        users = Users.load(self.users.dump())
+        return dataclasses.replace(
+            self, output=None, adopted=True, stops=False, users=users, waiting={},
+            changes=Changes(),
+        )  # fmt: skip
+
     @classmethod
     def load(cls, pid: int, saved: Message) -> Ghost:
         """Read it; raises ValueError, SsiError."""

@@ -67,6 +67,7 @@ STOPS_S = 5.0
 
 NODE_SHIFT = 52
 EIO = 5
+_STOPPED = 0x7F  # in a wait status
 
 
 class Kin(Protocol):
@@ -221,6 +222,27 @@ class Ghosts:
         async with asyncio.timeout(BACK_S):
             await ghost.changes.wait_for(lambda: ghost.pid != before or ghost.over)
         await wait_until(lambda: has_set_off(before), within_s=BACK_S)
+
+    def take_back(self, ghost: Ghost) -> None:
+        """Have it be a ghost that was sent home, and is about to be one again.
+
+        `ghost` is what it was then (`Ghost.again`).
+        """
+        if keeper := self._by_id.get(ghost.id):
+            ghost.waiting = keeper.waiting
+            self.forget(keeper)
+            keeper.over = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(keeper.pid, signal.SIGKILL)
+        self.save(ghost)
+        self._add(ghost)
+        self._tasks.spawn(self._expect(ghost))
+
+    async def wait_back(self, ghost: Ghost, *, stopped: bool) -> None:
+        """Wait until it is one; `stopped` if it was."""
+        await ghost.changes.wait_for(lambda: ghost.output is not None or ghost.over)
+        if stopped and not ghost.over:
+            await self.set_state(ghost, signal.SIGSTOP << 8 | _STOPPED)
 
     def disown(self, pid: int) -> None:
         """It did not become one."""

@@ -21,7 +21,7 @@ from ssi.node.process.asking import FOREVER_S, Asking
 from ssi.node.process.bodies import Bodies, Body
 from ssi.node.process.orders import Order
 from ssi.node.relay.keeper import Relay, RelayKeeper, State, Want
-from ssi.node.relay.saved import SO_PASSRIGHTS, Saved
+from ssi.node.relay.saved import Saved, pass_descriptors
 from ssi.node.tasks import Tasks
 
 AGAIN_S = 0.5
@@ -78,8 +78,7 @@ class Relays:
             back = os.dup(fd)
         else:
             return await self.add(0, fd, path, flags)
-        with socket.socket(fileno=os.dup(back)) as one:
-            one.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
+        pass_descriptors(back, passes=True)
         _set_nonblock(back, flags)
         saved.shut(back)
         return back

@@ -43,6 +43,12 @@ class Flag(enum.IntFlag):
 NONE = Flag(0)
 
 
+def pass_descriptors(fd: int, *, passes: bool) -> None:
+    """Have who sends descriptors to a socket succeed, or hear that they do not come; OSError."""
+    with socket.socket(fileno=os.dup(fd)) as one:
+        one.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, int(passes))
+
+
 def path_of(folder: Path, entry: int) -> Path:
     """Return where that of a file entry is, among the images of a move."""
     return folder / f"relay-{entry}.img"
