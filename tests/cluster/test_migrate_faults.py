@@ -41,6 +41,7 @@ POINTS = {
     "departure-done": {"": ALWAYS, "criu": ALWAYS, "cut": ALWAYS},
     "arrival-begun": {"": NEVER, "cut": ALWAYS},
     "arrival-called": {"": {"home": ENDS}, "criu": {"home": ENDS}, "cut": {"home": MOVES}},
+    "device-opening": {"": {"away": STAYS, "on": STAYS}},
     "arrival-restoring": {"": NOT_HOME, "criu": NEVER, "cut": ALWAYS},
     "arrival-ready": {"": ALWAYS, "criu": dict.fromkeys(WAYS, ENDS), "cut": ALWAYS},
     "arrival-ended": {"": ALWAYS, "criu": dict.fromkeys(WAYS, ENDS), "cut": ALWAYS},
@@ -49,7 +50,9 @@ POINTS = {
 connections with other nodes break."""
 
 LEFT = """\
-cd /run/ssi; ls departures arrivals pagers kept ghosts bodies | grep -v : | grep .
+cd /run/ssi; for left in departures/* arrivals/* pagers/* kept/* ghosts/* bodies/*; do
+    [ -e $left ] && echo $left && [ -f $left ] && cat $left && echo
+done
 for process in /proc/[0-9]*; do
     case $(cat $process/comm 2>/dev/null) in criu | homecoming | nsenter | pager | ssi-pages)
         echo $process $(tr '\\0' ' ' <$process/cmdline) $(grep '^State' $process/status) ;;

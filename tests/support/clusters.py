@@ -201,7 +201,7 @@ def kill_daemon(cluster: Cluster, node: int) -> None:
 
 
 def set_fault(cluster: Cluster, node: int, fault: str) -> None:
-    """Have something die there at a point of the next move (src/ssi/node/migration/faults.py)."""
+    """Have something die there at a point of the next move (src/ssi/node/faults.py)."""
     script = f"echo {fault} >/run/ssi/public/fault"
     words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script)
     cluster.ssi(*words)

@@ -19,10 +19,11 @@ from ssi.common import wire
 from ssi.common.errors import NodeLost, ProtocolError, SsiError
 from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
+from ssi.node import faults
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
 from ssi.node.launcher import LEADS, STAYS, Program
-from ssi.node.migration import criu, faults, landing, rewrite, room, transfer
+from ssi.node.migration import criu, landing, rewrite, room, transfer
 from ssi.node.migration.arrival import Arrival, File
 from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
 from ssi.node.migration.clocks import Clocks

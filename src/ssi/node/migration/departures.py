@@ -19,9 +19,10 @@ from ssi.common import wire
 from ssi.common.errors import NodeLost, SsiError
 from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
+from ssi.node import faults
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics, Stream
-from ssi.node.migration import criu, faults, landing, pagers, rewrite, transfer
+from ssi.node.migration import criu, landing, pagers, rewrite, transfer
 from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
 from ssi.node.migration.clocks import read_clocks
 from ssi.node.migration.criu import CannotMove, Way

@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
+from ssi.node import faults
 from ssi.node.fifo.names import read_name
 from ssi.node.launcher import Launcher
 from ssi.node.unix import names
@@ -717,6 +718,8 @@ class Device:
 
     async def _open(self, number: int, thread: int) -> tuple[int, bytes]:
         handle = self._opening.get(thread)
+        if handle is not None:
+            faults.hit("device-opening")
         if handle is None and self._reopen:
             handle = await self._reopen(number, thread)
         if handle is None:

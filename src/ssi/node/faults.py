@@ -1,4 +1,4 @@
-"""Points of a move at which a test has something die: this daemon, this node, CRIU, connections."""
+"""Points at which a test has something die: this daemon, this node, CRIU, connections."""
 
 from __future__ import annotations
 
