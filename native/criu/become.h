@@ -18,10 +18,11 @@
 #include <unistd.h>
 
 #include "traced.h"
+#include "words.h"
 
 #define GHOST_PROGRAM "/usr/bin/onnode"
 
-enum { GHOST_WORDS = 12, BECOME_ROOM = 8192 };
+enum { BECOME_ROOM = 8192 };
 
 struct ghost {
 	char *words[GHOST_WORDS];	/* its arguments, up to a NULL */

@@ -26,7 +26,6 @@
 #include "loose.h"
 #include "move.h"
 #include "sent.h"
-#include "words.h"
 
 /* As criu/include/criu-plugin.h has them; they are a stable interface. */
 enum { STAGE_DUMP = 0 };

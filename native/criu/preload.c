@@ -70,7 +70,7 @@
 
 /* The part of a terminal's number that is its node's (src/ssi/node/devfs/places.py). */
 enum { TERMINAL_MASK = (1 << 12) - 1 };
-enum { LONGEST = 4200, ARGUMENTS = 6, GHOST_WORDS = 12, DECIMALS = 16, DECIMAL = 10 };
+enum { LONGEST = 4200, ARGUMENTS = 6, DECIMALS = 16, DECIMAL = 10 };
 /* For how long a process that fails may take to be a ghost. */
 enum { BACK_STEPS = 250, BACK_STEP_NS = 20000000 };
 enum { MAPPINGS = 4096, LARGE = 1 << 20 };

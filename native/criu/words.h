@@ -6,6 +6,9 @@
 
 #include "asking.h"
 
+/* Enough for a ghost, with the two NULLs. */
+enum { GHOST_WORDS = 12 };
+
 /*
  * Has `words` lead to them: the arguments, a NULL, the variables, and a NULL. Returns where the variables begin, NULL if
  * they are not whole, or more than there is `room` for.
