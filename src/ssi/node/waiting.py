@@ -1,8 +1,9 @@
-"""Waiting: for descriptors, and for what announces nothing, as kernel files."""
+"""Waiting: for descriptors, their close, and what announces nothing, as kernel files."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 STEP_S = 0.02
@@ -28,3 +29,11 @@ async def wait_readable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(fd)
+
+
+async def close_by_thread(fd: int) -> None:
+    """Close it where waiting harms nobody; it is closed even if who waits for that is cancelled."""
+    # A device's last close waits for our own answer. What to_thread() has not begun yet would be
+    # taken back by a cancellation.
+    loop = asyncio.get_running_loop()
+    await asyncio.shield(loop.run_in_executor(None, os.close, fd))

@@ -44,7 +44,7 @@ from ssi.node.process.users import MAX_FD
 from ssi.node.relay.relays import Relays
 from ssi.node.relay.saved import pass_descriptors, path_of
 from ssi.node.tasks import Tasks
-from ssi.node.waiting import wait_readable
+from ssi.node.waiting import close_by_thread, wait_readable
 
 logger = logging.getLogger(__name__)
 
@@ -562,7 +562,7 @@ class Arrivals:
         try:
             return await self._relays.add(handle, opened, saved, flags)
         finally:
-            await asyncio.to_thread(os.close, opened)
+            await close_by_thread(opened)
 
     async def _answer_ready(self, call: Call) -> Message:
         """Tell whether a process is restored and held, once that is known, or lost in its place."""

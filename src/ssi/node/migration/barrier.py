@@ -18,6 +18,7 @@ from pathlib import Path
 from ssi.common.errors import ProtocolError
 from ssi.node.accepting import accept, attend
 from ssi.node.peer import read_peer
+from ssi.node.waiting import close_by_thread
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,5 @@ class Barrier:
         try:
             socket.send_fds(connection, [answer.pack()], fds)
         finally:
-            # By a thread: the last close of a device's descriptor waits for our own answer.
             for fd in fds:
-                await asyncio.to_thread(os.close, fd)
+                await close_by_thread(fd)
