@@ -6,14 +6,16 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from pathlib import Path
 
 from ssi.common import wire
 from ssi.common.nodes import MAX_NODE
 from ssi.common.wire import Message
-from ssi.node.migration.holder import Holder
-from ssi.node.migration.locks import Lock, find_waiting, list_locks, list_takers
+from ssi.node.launcher import Program
+from ssi.node.migration import criu
+from ssi.node.migration.holder import Holder, spent, wait_first
+from ssi.node.migration.locks import Lock, Locks, find_waiting, list_locks, list_takers
 from ssi.node.process.bodies import Body
 from ssi.node.process.ghost import Ghost
 from ssi.node.smallfiles import read_text, write_bytes
@@ -21,6 +23,8 @@ from ssi.node.smallfiles import read_text, write_bytes
 logger = logging.getLogger(__name__)
 
 RECORD = "record"
+GIVEN_UP = "given-up"
+"""Beside the images, from when what has stood for the process is given up for it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +70,10 @@ class Arrival:
     files: Mapping[int, File]
     """By CRIU's file entries."""
     folder: Path
+    tty: int = 0
+    """Its terminal's number, 0 for none."""
+    pinned: bool = False
+    """Nobody moves it on."""
     body: Body | None = None
     """None for one that comes home."""
     is_stranger: bool = False
@@ -106,7 +114,46 @@ class Arrival:
     """Who waits for that."""
 
     @property
-    def words(self) -> tuple[asyncio.Event, ...]:
+    def program(self) -> Program:
+        """What becomes the process."""
+        return criu.restore(self.move, self.pid, lazy=self.lazy)
+
+    @property
+    def criu_pid(self) -> int:
+        """CRIU's PID, 0 as long as it is the process itself."""
+        return self.restorer.pid if self.restorer else 0
+
+    def give_up(self) -> None:
+        """Have it known that what stands for the process is about to be none any more."""
+        (self.folder / GIVEN_UP).touch()
+        self.given_up = True
+
+    def take_back(self, ghost: Ghost) -> None:
+        """Have the process be its ghost again: it is not restored."""
+        self.given_up = False
+        (self.folder / GIVEN_UP).unlink(missing_ok=True)
+        self.back = ghost
+        self.failed.set()
+
+    async def wait_ready(self, end: Awaitable[None], locks: Locks) -> None:
+        """Wait until it is held, or raise CannotMove with the reason why it has ended.
+
+        `end` tells that what becomes the process has ended.
+        """
+        still = await wait_first(
+            [end, *(each.wait() for each in self._words)], lambda: spent(self.pid, self.criu_pid)
+        )
+        if self.ready.is_set():
+            if self.takers:
+                await locks.wait_queued(self.takers)
+            await locks.check(self.locks, {taker.pid for taker in self.takers})
+            return
+        if self.refused.is_set():
+            raise criu.CannotMove("it goes on where it was")
+        raise criu.CannotMove(criu.read_errors(self.folder) if still else "CRIU does nothing")
+
+    @property
+    def _words(self) -> tuple[asyncio.Event, ...]:
         """What tells that it is to be waited for no longer."""
         return self.ready, self.refused, self.criu_gone, self.failed
 

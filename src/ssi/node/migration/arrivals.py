@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from ssi.common import wire
@@ -22,37 +22,31 @@ from ssi.common.wire import Message
 from ssi.node import faults
 from ssi.node.ics.answering import Call
 from ssi.node.ics.ics import Ics
-from ssi.node.launcher import LEADS, STAYS, Program
+from ssi.node.launcher import LEADS, Program
 from ssi.node.migration import criu, landing, rewrite, room, transfer
-from ssi.node.migration.arrival import Arrival, File
+from ssi.node.migration.arrival import GIVEN_UP, Arrival, File
 from ssi.node.migration.barrier import Answer, Barrier, Question, Verdict
 from ssi.node.migration.clocks import Clocks
-from ssi.node.migration.holder import Holder, spent, wait_first
-from ssi.node.migration.holding import holding
+from ssi.node.migration.holder import Holder
 from ssi.node.migration.locks import Lock, Locks, list_takers
 from ssi.node.migration.pagers import Pagers
+from ssi.node.migration.standing import Standing
 from ssi.node.pids import any_pid
 from ssi.node.process.asking import FOREVER_S
 from ssi.node.process.bodies import FD_MASK, Body, load_devices
-from ssi.node.process.caller import MAX_PID, read_caller
-from ssi.node.process.device import Device, get_descriptor
-from ssi.node.process.ends import read_zombie
-from ssi.node.process.family import Child, Family, list_children
-from ssi.node.process.ghost import PROGRAM, Ghost, Kind, is_stopped
+from ssi.node.process.caller import MAX_PID
+from ssi.node.process.device import Device
+from ssi.node.process.family import Child, Family
+from ssi.node.process.ghost import Kind
 from ssi.node.process.standins import StandIn
-from ssi.node.process.users import MAX_FD
 from ssi.node.relay.relays import Relays
-from ssi.node.relay.saved import pass_descriptors, path_of
+from ssi.node.relay.saved import path_of
 from ssi.node.tasks import Tasks
-from ssi.node.waiting import close_by_thread, wait_readable
+from ssi.node.waiting import close_by_thread
 
 logger = logging.getLogger(__name__)
 
-CHILD_SIGNAL = 1 << (signal.SIGCHLD - 1)
 REMEMBERED = 1000
-BACK_S = 3.0
-GIVEN_UP = "given-up"
-"""Beside the images, from when what has stood for the process is given up for it."""
 
 
 class Arrivals:
@@ -72,6 +66,7 @@ class Arrivals:
         self._relays = relays
         self._barrier = barrier
         self._pagers = pagers
+        self._standing = Standing(places, pagers, self._locks)
         self._all: dict[str, Arrival] = {}
         self._lost: collections.deque[str] = collections.deque(maxlen=REMEMBERED)
         """Moves for which something was given up here, and of which nothing came."""
@@ -153,7 +148,7 @@ class Arrivals:
         if not move.isalnum() or len(move) > 32:
             raise SsiError(f"a move called {move!r:.60}")
         await self._ready.wait()
-        criu.check_installed()
+        await criu.check_installed()
         way = _way_of(call)
         lazy = way == criu.Way.LATER
         room.check(
@@ -198,15 +193,15 @@ class Arrivals:
             # Its threads and its children may have PIDs of any node.
             with any_pid(self._places.node, highest):
                 if ghost := self._ghosts.find(arrival.pid):
-                    await self._restore_in_place(arrival, wishes, ghost)
+                    await self._standing.restore(arrival, wishes, ghost)
                 elif arrival.home == self._places.node:
                     raise criu.CannotMove("its ghost has been killed")
                 elif not await self._places.stand_ins.make_room(arrival.pid):
-                    await self._restore_for_stand_in(arrival, wishes)
+                    await self._standing.restore_for_stand_in(arrival)
                 else:
                     await self._restore(arrival, wishes)
             arrival.save()
-            faults.hit("arrival-ready", _criu_of(arrival))
+            faults.hit("arrival-ready", arrival.criu_pid)
         except BaseException:
             await self._end(arrival, goes_on=False)
             raise
@@ -263,7 +258,8 @@ class Arrivals:
         }
         pid = wire.get_int(wishes, "pid", 1, MAX_PID)
         home, ghost = wire.get_int(wishes, "home", 0, MAX_NODE), wire.get_text(wishes, "ghost")
-        arrival = Arrival(move, pid, source, home, ghost, files, folder)
+        tty, pinned = wire.get_int(wishes, "tty", 0, 2**32), wire.get_flag(wishes, "pinned")
+        arrival = Arrival(move, pid, source, home, ghost, files, folder, tty, pinned)
         arrival.locks = [Lock.load(one) for one in wire.get_objects(wishes, "locks")]
         self._add(arrival)
         return arrival
@@ -272,19 +268,19 @@ class Arrivals:
 
     async def _restore(self, arrival: Arrival, wishes: Message) -> None:
         """Have it restored and held; raises CannotMove."""
-        tty, pinned = wire.get_int(wishes, "tty", 0, 2**32), wire.get_flag(wishes, "pinned")
-        arrival.body = body = self._bodies.expect(arrival.ghost, arrival.home, tty, pinned=pinned)
+        arrival.body = body = self._bodies.expect(
+            arrival.ghost, arrival.home, arrival.tty, pinned=arrival.pinned
+        )
         try:
             program, above = await self._find_place(arrival, body, wishes)
-            with _opened(arrival.folder) as (fds, numbers):
+            with criu.opened(arrival.folder) as (fds, numbers):
                 await self._bodies.run_program(
                     body, program, above, dict(zip(numbers, fds, strict=True))
                 )
             if body.pid != arrival.pid:
                 raise criu.CannotMove(f"PID {arrival.pid} is another's on this node")
-            await self._wait_ready(arrival, self._bodies.wait_end(body))
+            await arrival.wait_ready(self._bodies.wait_end(body), self._locks)
         except (OSError, SsiError) as error:
-            await self._end(arrival, goes_on=False)
             raise criu.CannotMove(f"it cannot be restored: {error}") from error
 
     async def _find_place(
@@ -300,132 +296,12 @@ class Arrivals:
         if above is None:
             rewrite.lead_session(arrival.folder)
         program = dataclasses.replace(
-            _program(arrival), session=leads or above is None,
+            arrival.program, session=leads or above is None,
             group=LEADS if above is None else group,
         )  # fmt: skip
         return program, above
 
-    # -- where something has stood for it ------------------------------------------------------
-
-    async def _restore_in_place(self, arrival: Arrival, wishes: Message, ghost: Ghost) -> None:
-        """Have its ghost, a remnant or a placeholder become it; raises CannotMove."""
-        if ghost.kind == Kind.GHOST and ghost.id != arrival.ghost:
-            raise criu.CannotMove(f"PID {arrival.pid} is another's on this node")
-        arrival.in_place = True
-        arrival.stood, arrival.stopped = ghost.again(), is_stopped(ghost.pid)
-        pidfd = os.pidfd_open(ghost.pid)
-        try:
-            left = wire.get_ints(wishes, "left", 0, MAX_FD)
-            ghost.users.move(arrival.source, self._places.node, left)
-            # The descriptors of one that is held since this node was booted anew are lost.
-            if not ghost.held:
-                _duplicate(arrival, ghost, pidfd)
-            children = list_children(ghost.pid)
-            async with holding(children):
-                for child in children:
-                    _add_signal(arrival.folder, child)
-                _give_up(arrival)
-                if ghost.kind != Kind.GHOST:
-                    arrival.body = self._expect(arrival, wishes, ghost)
-                await self._ghosts.send_home(ghost, arrival.move)
-                faults.hit("arrival-called", ghost.pid)
-                await self._wait_ready(arrival, wait_readable(pidfd))
-        except (OSError, SsiError) as error:
-            await self._await_back(arrival, pidfd)
-            await self._end(arrival, goes_on=False)
-            raise criu.CannotMove(f"it cannot come home: {error}") from error
-        finally:
-            os.close(pidfd)
-
-    async def _await_back(self, arrival: Arrival, pidfd: int) -> None:
-        """Have a process that is not restored be what has stood for it again, or end."""
-        if arrival.criu_gone.is_set():
-            # To the process that may be a failure like others.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BACK_S):
-                    await wait_first([arrival.failed.wait(), wait_readable(pidfd)])
-        if arrival.back:
-            came = self._ghosts.wait_back(arrival.back, stopped=arrival.stopped)
-            await wait_first([came, wait_readable(pidfd)])
-        elif arrival.given_up:
-            # Its parent is to see that.
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-
-    async def _give_back(self, arrival: Arrival) -> Answer:
-        """Return how a process that is not restored is again what has stood for it."""
-        ghost = arrival.stood
-        if ghost is None or arrival.goes_on.done():
-            return Answer(Verdict.REFUSED)
-        self._pagers.kill(arrival.move)
-        self._ghosts.take_back(ghost)
-        if arrival.body:
-            await self._bodies.give_back(arrival.body)
-            arrival.body = None
-        arrival.given_up = False
-        (arrival.folder / GIVEN_UP).unlink(missing_ok=True)
-        arrival.back = ghost
-        arrival.failed.set()
-        for file in arrival.files.values():
-            if file.relay and file.is_of(ghost) and file.fd in arrival.kept:
-                pass_descriptors(arrival.kept[file.fd], passes=False)
-        argv = [Path(PROGRAM).name, str(ghost.node), "its-command"]
-        kept = ",".join(map(str, sorted(arrival.kept)))
-        return Answer(Verdict.GHOST, argv=argv, variables={"SSI_KEPT": f"{kept};"})
-
-    def _expect(self, arrival: Arrival, wishes: Message, ghost: Ghost) -> Body:
-        tty, pinned = wire.get_int(wishes, "tty", 0, 2**32), wire.get_flag(wishes, "pinned")
-        return self._bodies.expect_in_place(
-            arrival.ghost, arrival.home, tty, ghost.pid, pinned=pinned
-        )
-
-    async def _restore_for_stand_in(self, arrival: Arrival, wishes: Message) -> None:
-        """Have a stand-in of it become it, for the sake of those below; raises CannotMove."""
-        place = await self._places.stand_ins.give_place(arrival.pid)
-        if place is None:
-            raise criu.CannotMove(f"others of its session are on node{self._places.node}")
-        tty, pinned = wire.get_int(wishes, "tty", 0, 2**32), wire.get_flag(wishes, "pinned")
-        arrival.body = body = self._bodies.expect_for_stand_in(
-            arrival.ghost, arrival.home, tty, place, pinned=pinned
-        )
-        arrival.in_place = True
-        _give_up(arrival)
-        stand_in, _ = place
-        children = list_children(arrival.pid)
-        program = dataclasses.replace(
-            _program(arrival),
-            pid=0,
-            session=False,
-            group=STAYS,
-            blocked=CHILD_SIGNAL,
-        )  # fmt: skip
-        try:
-            async with holding(children):
-                for child in children:
-                    _add_signal(arrival.folder, child)
-                with _opened(arrival.folder) as (fds, numbers):
-                    await stand_in.client.become(program, fds, numbers)
-                await self._wait_ready(arrival, self._bodies.wait_end(body))
-        except (OSError, SsiError) as error:
-            await self._end(arrival, goes_on=False)
-            raise criu.CannotMove(f"it cannot be restored: {error}") from error
-
-    # -- both ------------------------------------------------------------------------------------
-
-    async def _wait_ready(self, arrival: Arrival, end: Awaitable[None]) -> None:
-        """Wait until it is held, or raise CannotMove with the reason why it has ended."""
-        still = await wait_first(
-            [end, *(each.wait() for each in arrival.words)],
-            lambda: spent(arrival.pid, _criu_of(arrival)),
-        )
-        if arrival.ready.is_set():
-            if arrival.takers:
-                await self._locks.wait_queued(arrival.takers)
-            await self._locks.check(arrival.locks, {taker.pid for taker in arrival.takers})
-            return
-        if arrival.refused.is_set():
-            raise criu.CannotMove("it goes on where it was")
-        raise criu.CannotMove(criu.read_errors(arrival.folder) if still else "CRIU does nothing")
+    # -- what becomes of it ---------------------------------------------------------------------
 
     async def _end(self, arrival: Arrival, *, goes_on: bool) -> None:
         """Let it go on, or not; once."""
@@ -451,7 +327,7 @@ class Arrivals:
             self._bodies.begin(body)
         arrival.goes_on.set_result(goes_on)
         await self._relays.begin(arrival.move, goes_on=goes_on)
-        faults.hit("arrival-ended", _criu_of(arrival))
+        faults.hit("arrival-ended", arrival.criu_pid)
         # The next daemon must know of it until CRIU has heard.
         if arrival.restorer:
             if not goes_on:
@@ -505,19 +381,7 @@ class Arrivals:
             goes_on = await asyncio.shield(arrival.goes_on)
             return Answer(Verdict.GO_ON if goes_on and await arrival.has_locks() else Verdict.KILL)
         if asker == arrival.pid:
-            return await self._hear_place(arrival, question, number)
-        return Answer(Verdict.REFUSED)
-
-    async def _hear_place(self, arrival: Arrival, question: Question, number: int) -> Answer:
-        """Answer what stands for the process, and is to become it."""
-        if question == Question.HOME and arrival.in_place:
-            images = os.open(arrival.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            program = _program(arrival)
-            return Answer(Verdict.GO_ON, images, program.argv, program.environment)
-        if question == Question.BACK:
-            return await self._give_back(arrival)
-        if question == Question.KEPT and number in arrival.kept:
-            return Answer(Verdict.GO_ON, os.dup(arrival.kept[number]))
+            return await self._standing.hear(arrival, question, number)
         return Answer(Verdict.REFUSED)
 
     async def _give_file(self, arrival: Arrival, entry: int) -> Answer:
@@ -585,45 +449,5 @@ class Arrivals:
         return {}
 
 
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield descriptors for CRIU, and the numbers that they are to have."""
-    images = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield [null, null, null, images], [0, 1, 2, criu.IMAGES]
-    finally:
-        os.close(images)
-        os.close(null)
-
-
 def _way_of(call: Call) -> criu.Way:
     return criu.Way(wire.get_int(call.body, "way", 0, len(criu.Way) - 1))
-
-
-def _program(arrival: Arrival) -> Program:
-    return criu.restore(arrival.move, arrival.pid, lazy=arrival.lazy)
-
-
-def _duplicate(arrival: Arrival, ghost: Ghost, pidfd: int) -> None:
-    """Have the descriptors that the process, and others, use of a ghost's; raises OSError."""
-    for fd in {one.fd for one in arrival.files.values() if one.is_of(ghost)}:
-        arrival.kept[fd] = get_descriptor(pidfd, fd)
-    for fd in set().union(*ghost.users.others.values()) - arrival.kept.keys():
-        with contextlib.suppress(OSError):
-            arrival.kept[fd] = get_descriptor(pidfd, fd)
-
-
-def _give_up(arrival: Arrival) -> None:
-    (arrival.folder / GIVEN_UP).touch()
-    arrival.given_up = True
-
-
-def _add_signal(folder: Path, child: int) -> None:
-    """Have a process that comes hear of a child of which it has not been told that it has ended."""
-    if (status := read_zombie(child)) is not None:
-        rewrite.add_child_signal(folder, child, read_caller(child).uids[0], status)
-
-
-def _criu_of(arrival: Arrival) -> int:
-    return arrival.restorer.pid if arrival.restorer else 0

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from ssi.common.errors import SsiError
@@ -91,9 +92,10 @@ def environment(move: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def check_installed() -> None:
+async def check_installed() -> None:
     """Raise CannotMove if the root has no CRIU."""
-    if not _ROOTS_PROGRAM.exists():
+    # By a thread: the root may stand still.
+    if not await asyncio.to_thread(_ROOTS_PROGRAM.exists):
         raise CannotMove(
             "this root has no CRIU",
             hint="apt-get install criu (4.1 or newer)",
@@ -104,7 +106,8 @@ def check_installed() -> None:
 async def learn_kernel() -> None:
     """Have CRIU find out about this kernel, once for each CRIU that is installed."""
     with contextlib.suppress(FileNotFoundError):
-        if KNOWN.stat().st_mtime > _ROOTS_PROGRAM.stat().st_ctime:
+        installed = await asyncio.to_thread(_ROOTS_PROGRAM.stat)
+        if KNOWN.stat().st_mtime > installed.st_ctime:
             return
     entered = Path(f"{ENTER}.{secrets.token_hex(4)}")
     await asyncio.to_thread(shutil.copy, _ROOTS_ENTER, entered)
@@ -182,6 +185,17 @@ def restore(move: str, pid: int, *, lazy: bool = False) -> Program:
         "--lazy-pages" if lazy else "--auto-dedup", "--file-locks", *COMMON,
     ]  # fmt: skip
     return Program(argv, {**environment(move), PLACE: str(pid)}, pid=pid)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield descriptors for what becomes a process of these images, and their numbers there."""
+    images = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield [null, null, null, images], [0, 1, 2, IMAGES]
+    finally:
+        close_all([images, null])
 
 
 def read_errors(folder: Path) -> str:

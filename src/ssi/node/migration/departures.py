@@ -218,7 +218,7 @@ class Departures:
         await self._pagers.wait(pid)
         # A move that a daemon before this one has begun may just be given up.
         await wait_until(lambda: not find_tracer(pid), within_s=TRACED_S)
-        criu.check_installed()
+        await criu.check_installed()
         await criu.learn_kernel()
         departure.folder.mkdir(mode=0o700, parents=True)
         departure.mark("prepared")

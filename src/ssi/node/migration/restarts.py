@@ -141,7 +141,7 @@ class Restarts:
         check_rights(saved, caller)
         check_machine(saved)
         await self._check_free(saved)
-        criu.check_installed()
+        await criu.check_installed()
         await criu.learn_kernel()
         room.check(saved.pages)
         move = secrets.token_hex(16)

@@ -227,7 +227,7 @@ class Saves:
         await wait_until(lambda: not find_tracer(pid), within_s=TRACED_S)
         if found := await self._find(pid):
             raise CannotMove("; ".join(found), number=errno.EBUSY)
-        criu.check_installed()
+        await criu.check_installed()
         await criu.learn_kernel()
         await call.send({"pages": count_pages(pid)})
         place = await call.receive()
