@@ -128,6 +128,58 @@ def test_who_may_get_no_privileges_does_not_come_home(trio: Cluster) -> None:
     trio.run(2, "kill", pid)
 
 
+# Has files open; tells what is in them when it is told to, and then is in another folder.
+RENAMED = """\
+import os, signal, sys
+os.makedirs("/root/renamed/folder")
+files = {name: open(f"/root/renamed/{name}", "a+") for name in sys.argv[1:]}
+for name, file in files.items():
+    print(name, "before", file=file, flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print(os.getpid(), flush=True)
+while signal.sigwait([signal.SIGUSR1]):
+    for name, file in files.items():
+        print("on", os.uname().nodename, file=file, flush=True)
+        file.seek(0)
+        print(*file.read().split(), flush=True)
+    os.chdir("/root/renamed/folder")
+"""
+ELSEWHERE = """\
+cd /root/renamed && rm removed && mv renamed renamed.1 && echo new >other && mv other replaced
+"""
+A_FOLDER = "a folder that another node has renamed: /root/renamed/folder"
+
+
+def test_what_it_has_open_is_removed_and_renamed_on_another_node(trio: Cluster) -> None:
+    """A log may be rotated by any node."""
+    names = ("removed", "renamed", "replaced", "kept")
+    with trio.start_python(1, RENAMED, *names) as process:
+        assert process.stdout
+        pid = process.stdout.readline().decode().strip()
+        trio.run(2, "sh", "-c", ELSEWHERE)
+        assert trio.run(3, "migrate", "--check", pid) == f"{pid} can move\n"
+        moved = []
+        for node in (3, 2, 1):
+            trio.run(3, "migrate", str(node), pid)
+            moved.append(f"on node{node}")
+            trio.run(3, "kill", "-USR1", pid)
+            for name in names:
+                said = process.stdout.readline().decode()
+                assert said == f"{name} before {' '.join(moved)}\n"
+        trio.run(2, "mv", "/root/renamed/folder", "/root/renamed/other")
+        checked = trio.try_run(3, "migrate", "--check", pid)
+        assert checked.out == f"{pid}: its working directory is {A_FOLDER}\n"
+        trio.run(3, "kill", pid)
+    assert "on node3 on node2 on node1" in " ".join(
+        trio.run(2, "cat", "/root/renamed/renamed.1").split()
+    )
+    assert trio.run(2, "cat", "/root/renamed/replaced") == "new\n"
+    assert trio.run(2, "ls", "-A", "/root/renamed").split() == [
+        "kept", "other", "renamed.1", "replaced",
+    ]  # fmt: skip
+    trio.run(2, "rm", "-r", "/root/renamed")
+
+
 LOOK = "while [ -e /root/looking ]; do /bin/true; ls -l /proc >/dev/null; ps -ef >/dev/null; done"
 
 

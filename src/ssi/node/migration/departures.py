@@ -175,7 +175,13 @@ class Departures:
             # What else is to be done nobody has to wait for.
             self._leaving[pid] = departure
             return
-        await moving
+        try:
+            await moving
+        except CannotMove as error:
+            if find_fate(pid, departure.begun) != Fate.GONE:
+                raise
+            # What CRIU says of one that has ended meanwhile helps nobody.
+            raise ProcessLookupError(pid) from error
 
     async def _carry(self, departure: Departure) -> None:
         """Move it; raises CannotMove, ProcessLookupError if it stays."""

@@ -189,17 +189,36 @@ def _root_of(pid: int) -> str:
 
 
 def _find_folder(pid: int) -> Iterator[str]:
-    folder = os.readlink(f"/proc/{pid}/cwd")
-    status = Path(f"/proc/{pid}/cwd").stat()
-    if not _moves_along(folder, status) and not os.path.ismount(f"/proc/{pid}/cwd/."):
-        yield f"its working directory is this node's own: {folder}"
+    folder = Path(f"/proc/{pid}/cwd")
+    status = folder.stat()
+    if not _moves_along(folder, status) and not os.path.ismount(f"{folder}/."):
+        yield f"its working directory is {_describe_own(folder, status)}"
 
 
-def _moves_along(path: str, status: os.stat_result) -> bool:
-    """Tell whether a file is the same, or not needed, on another node."""
+def _moves_along(link: Path, status: os.stat_result) -> bool:
+    """Tell whether a file that a process has is the same, or not needed, on another node."""
+    # If another node has removed or renamed it, the first look at its name tells this one of it.
+    return any(_is_everywhere(os.readlink(link), status) for _ in range(2))
+
+
+def _is_everywhere(path: str, status: os.stat_result) -> bool:
     if path.endswith(_DELETED):
+        if _is_nameless(status):
+            return False
         return status.st_dev == SYSROOT.stat().st_dev or path.startswith("/memfd:")
     return is_on_root(path.removeprefix(str(SYSROOT)), status)
+
+
+def _is_nameless(status: os.stat_result) -> bool:
+    """Tell whether something is a folder that is not at its path: it cannot be linked there."""
+    return stat.S_ISDIR(status.st_mode) and status.st_nlink > 0
+
+
+def _describe_own(link: Path, status: os.stat_result) -> str:
+    path = os.readlink(link)
+    if path.endswith(_DELETED) and _is_nameless(status):
+        return f"a folder that another node has renamed: {path.removesuffix(_DELETED)}"
+    return f"this node's own: {path}"
 
 
 def _find_states(pid: int, usual: Usual) -> Iterator[str]:
@@ -300,9 +319,9 @@ def _describe(path: Path, target: str, own: Collection[int], *, to_leave: bool) 
     is_device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
     if is_device or target.startswith(STREAMS):
         return _describe_device(target, status)
-    if _moves_along(target, status) or stat.S_ISFIFO(status.st_mode):
+    if _moves_along(path, status) or stat.S_ISFIFO(status.st_mode):
         return ""
-    return f"this node's own: {target}"
+    return _describe_own(path, status)
 
 
 def _describe_device(target: str, status: os.stat_result) -> str:
