@@ -8,7 +8,15 @@ import subprocess
 
 import pytest
 
-from support.clusters import Cluster, Ssi, answers, started, stop_daemon, wait_until
+from support.clusters import (
+    Cluster,
+    Ssi,
+    answers,
+    run_in_ramdisk,
+    started,
+    stop_daemon,
+    wait_until,
+)
 from support.journal import check_records, start_writers, wait_for_records
 
 
@@ -106,3 +114,46 @@ def test_a_death_is_confirmed_without_the_daemons(trio: Cluster) -> None:
     ticks = [int(line) for line in trio.run(1, "cat", "/root/ticks.said").splitlines()]
     trio.run(1, "sh", "-c", "rm -r /root/ticks*")
     assert max(later - tick for tick, later in itertools.pairwise(ticks)) < STOPPED_S / 2
+
+
+# Is the agent on this node, and asks for node 3 only once that is a member again.
+LATE = """\
+mv /sbin/fence_ssi /sbin/fence_ssi.now && cat >/sbin/fence_ssi <<end && chmod +x /sbin/fence_ssi
+#!/bin/sh
+given=\\$(cat)
+case \\$given in *port=3*)
+    touch /run/asked
+    for try in \\$(seq 300); do
+        [ ! -e /sys/kernel/config/dlm/cluster/comms/3 ] || break
+        sleep 0.02
+    done
+esac
+echo "\\$given" | /sbin/fence_ssi.now
+end
+"""
+IN_TIME = "mv /sbin/fence_ssi.now /sbin/fence_ssi"
+WRITE = "echo x >/root/twice; sync /root/twice"
+
+
+def test_a_victim_is_a_member_again_before_it_is_dead(trio: Cluster) -> None:
+    """It is lost twice: as it stood still, and as it is killed. It may take others along."""
+    for node in (1, 2):
+        assert run_in_ramdisk(trio, node, LATE).status == 0
+    group = str(trio.nodes()[3]["pid"])
+    subprocess.run(["pkill", "-STOP", "-g", group], check=True)
+    wait_until(
+        lambda: any(not run_in_ramdisk(trio, n, "[ -e /run/asked ]").status for n in (1, 2)),
+        "somebody is about to fence it",
+    )
+    subprocess.run(["pkill", "-CONT", "-g", group], check=True)
+    wait_until(lambda: len(trio.nodes()) < 3, "somebody is dead")
+    wait_until(
+        lambda: any(not trio.try_run(n, "sh", "-c", WRITE).status for n in trio.nodes()),
+        "somebody goes on",
+    )
+    left = trio.nodes()
+    for node in {1, 2} & set(left):
+        assert run_in_ramdisk(trio, node, IN_TIME).status == 0
+    trio.add(*{1, 2, 3} - set(left))
+    assert trio.sees_all(1, 2, 3)
+    trio.run(2, "rm", "/root/twice")

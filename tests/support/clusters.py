@@ -192,19 +192,21 @@ done
 """
 
 
+def run_in_ramdisk(cluster: Cluster, node: int, script: str) -> Result:
+    """Run a shell's script of `node`'s own, which has nothing of the root."""
+    words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script)
+    return cluster.ssi.try_(*words)
+
+
 def kill_daemon(cluster: Cluster, node: int) -> None:
     """Kill the daemon of `node`; the command that does it is lost with it."""
-    script = f"{FIND_DAEMON} kill -9 $daemon"
-    cluster.ssi.try_(
-        "exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script
-    )
+    run_in_ramdisk(cluster, node, f"{FIND_DAEMON} kill -9 $daemon")
 
 
 def set_fault(cluster: Cluster, node: int, fault: str) -> None:
     """Have something die there at a point of the next move (src/ssi/node/faults.py)."""
-    script = f"echo {fault} >/run/ssi/public/fault"
-    words = ("exec", "-c", str(cluster.number), "--ramdisk", str(node), "--", "sh", "-c", script)
-    cluster.ssi(*words)
+    done = run_in_ramdisk(cluster, node, f"echo {fault} >/run/ssi/public/fault")
+    assert done.status == 0, done
 
 
 def stop_daemon(
